@@ -1,0 +1,285 @@
+//! The fixed header that begins every datagram (wire.md §2).
+
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::{BufferTooSmall, Malformed, MAGIC, VERSION};
+use crate::session::{RequestId, SessionId};
+
+/// Length of the header in bytes.
+pub const LEN: usize = 40;
+
+/// What a datagram is (wire.md §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Client to server: asks for a session.
+    Connect = 1,
+    /// Server to client: grants it.
+    Accept = 2,
+    /// Client to server: completes the handshake. The first Request does so as well.
+    Confirm = 3,
+    /// Client to server: a call.
+    Request = 4,
+    /// Server to client: its result.
+    Reply = 5,
+    /// Server to client: why there is no result, or no session.
+    Error = 6,
+    /// Client to server: ends the session.
+    Disconnect = 7,
+    /// Client to server: keeps the session alive.
+    Ping = 8,
+    /// Server to client: answers a Ping.
+    Pong = 9,
+}
+
+impl Kind {
+    /// The kind with this discriminant, if there is one.
+    pub const fn from_u8(kind: u8) -> Option<Self> {
+        Some(match kind {
+            1 => Self::Connect,
+            2 => Self::Accept,
+            3 => Self::Confirm,
+            4 => Self::Request,
+            5 => Self::Reply,
+            6 => Self::Error,
+            7 => Self::Disconnect,
+            8 => Self::Ping,
+            9 => Self::Pong,
+            _ => return None,
+        })
+    }
+}
+
+/// The header's bytes. Every field is little-endian and none needs alignment.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Fields {
+    magic: U16,
+    version: u8,
+    kind: u8,
+    session_index: U32,
+    session_generation: U32,
+    server_epoch: U32,
+    request_id: U64,
+    code: U32,
+    message_len_bytes: U32,
+    offset_bytes: U32,
+    payload_len_bytes: U16,
+    credits: U16,
+}
+
+const _: () = assert!(size_of::<Fields>() == LEN);
+
+/// A header whose magic number, version and kind are known to be right. What its other fields may be depends on the kind;
+/// [`Datagram::parse`](super::Datagram::parse) checks that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// What the datagram is.
+    pub kind: Kind,
+    /// The session that it belongs to; [`SessionId::NONE`] in a Connect.
+    pub session: SessionId,
+    /// The request that it belongs to, or 0.
+    pub request: RequestId,
+    /// The rpc id of a Request, the code of an Error, otherwise 0.
+    pub code: u32,
+    /// Length of the whole message's payload in bytes.
+    pub message_len_bytes: u32,
+    /// Offset of this datagram's payload in the message, in bytes.
+    pub offset_bytes: u32,
+    /// Length of this datagram's payload in bytes.
+    pub payload_len_bytes: u16,
+    /// Reserved for flow control; 0 in version 1.
+    pub credits: u16,
+}
+
+impl Header {
+    /// The header of a message of one datagram.
+    pub const fn of_message(
+        kind: Kind,
+        session: SessionId,
+        request: RequestId,
+        code: u32,
+        payload_len_bytes: u16,
+    ) -> Self {
+        Self {
+            kind,
+            session,
+            request,
+            code,
+            message_len_bytes: payload_len_bytes as u32,
+            offset_bytes: 0,
+            payload_len_bytes,
+            credits: 0,
+        }
+    }
+
+    /// Copies the header out of a datagram and returns it with the bytes that follow.
+    #[inline]
+    pub fn parse(datagram: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        // Magic, version and kind stand first and keep their places in every version (wire.md §3), so that a peer of
+        // another version is told so even if its header has another length.
+        let Some(&[magic_low, magic_high, version, kind]) = datagram.first_chunk::<4>() else {
+            return Err(Malformed::Truncated {
+                what: "header",
+                at: 0,
+                need: LEN,
+            });
+        };
+        let magic = u16::from_le_bytes([magic_low, magic_high]);
+        if magic != MAGIC {
+            return Err(Malformed::Magic { found: magic });
+        }
+        if version != VERSION {
+            return Err(Malformed::Version {
+                found: version,
+                kind,
+            });
+        }
+        let Ok((fields, payload)) = Fields::read_from_prefix(datagram) else {
+            return Err(Malformed::Truncated {
+                what: "header",
+                at: 0,
+                need: LEN,
+            });
+        };
+        let Some(kind) = Kind::from_u8(kind) else {
+            return Err(Malformed::Kind { found: kind });
+        };
+        let header = Self {
+            kind,
+            session: SessionId {
+                index: fields.session_index.get(),
+                generation: fields.session_generation.get(),
+                epoch: fields.server_epoch.get(),
+            },
+            request: RequestId(fields.request_id.get()),
+            code: fields.code.get(),
+            message_len_bytes: fields.message_len_bytes.get(),
+            offset_bytes: fields.offset_bytes.get(),
+            payload_len_bytes: fields.payload_len_bytes.get(),
+            credits: fields.credits.get(),
+        };
+        Ok((header, payload))
+    }
+
+    /// Writes the header to the start of `datagram` and leaves the rest as it is.
+    #[inline]
+    pub fn emit(&self, datagram: &mut [u8]) -> Result<(), BufferTooSmall> {
+        let fields = Fields {
+            magic: U16::new(MAGIC),
+            version: VERSION,
+            kind: self.kind as u8,
+            session_index: U32::new(self.session.index),
+            session_generation: U32::new(self.session.generation),
+            server_epoch: U32::new(self.session.epoch),
+            request_id: U64::new(self.request.0),
+            code: U32::new(self.code),
+            message_len_bytes: U32::new(self.message_len_bytes),
+            offset_bytes: U32::new(self.offset_bytes),
+            payload_len_bytes: U16::new(self.payload_len_bytes),
+            credits: U16::new(self.credits),
+        };
+        let have = datagram.len();
+        fields
+            .write_to_prefix(datagram)
+            .map_err(|_| BufferTooSmall { need: LEN, have })
+    }
+}
+
+#[cfg(all(test, not(rdma_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_field_has_its_specified_place() {
+        let header = Header {
+            kind: Kind::Request,
+            session: SessionId {
+                index: 0x0403_0201,
+                generation: 0x1413_1211,
+                epoch: 0x2423_2221,
+            },
+            request: RequestId(0x3837_3635_3433_3231),
+            code: 0x4443_4241,
+            message_len_bytes: 0x5453_5251,
+            offset_bytes: 0x6463_6261,
+            payload_len_bytes: 0x7271,
+            credits: 0x8281,
+        };
+        let mut bytes = [0; LEN];
+        header.emit(&mut bytes).unwrap();
+        #[rustfmt::skip]
+        let golden = [
+            b'M', b'T', 1, 4,
+            0x01, 0x02, 0x03, 0x04,
+            0x11, 0x12, 0x13, 0x14,
+            0x21, 0x22, 0x23, 0x24,
+            0x31, 0x32, 0x33, 0x34, 0x35, 0x36, 0x37, 0x38,
+            0x41, 0x42, 0x43, 0x44,
+            0x51, 0x52, 0x53, 0x54,
+            0x61, 0x62, 0x63, 0x64,
+            0x71, 0x72,
+            0x81, 0x82,
+        ];
+        assert_eq!(bytes, golden);
+        assert_eq!(Header::parse(&bytes), Ok((header, &[][..])));
+    }
+
+    #[test]
+    fn another_version_is_seen_in_the_first_four_bytes() {
+        assert_eq!(
+            Header::parse(&[b'M', b'T', 2, 1]),
+            Err(Malformed::Version { found: 2, kind: 1 })
+        );
+    }
+
+    #[test]
+    fn every_truncation_is_reported() {
+        let mut bytes = [0; LEN];
+        Header::of_message(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
+            .emit(&mut bytes)
+            .unwrap();
+        for len in 0..LEN {
+            assert_eq!(
+                Header::parse(&bytes[..len]),
+                Err(Malformed::Truncated {
+                    what: "header",
+                    at: 0,
+                    need: LEN
+                })
+            );
+            let mut short = [0xaa; LEN];
+            assert_eq!(
+                Header::of_message(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
+                    .emit(&mut short[..len]),
+                Err(BufferTooSmall {
+                    need: LEN,
+                    have: len
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn kinds_are_their_discriminants() {
+        for number in 0..=u8::MAX {
+            assert_eq!(
+                Kind::from_u8(number).map(|kind| kind as u8),
+                (1..=9).contains(&number).then_some(number)
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_parses_emits_the_same_bytes(mut bytes: [u8; LEN], kind in 1u8..=9) {
+            bytes[..4].copy_from_slice(&[b'M', b'T', VERSION, kind]);
+            let (header, _) = Header::parse(&bytes).unwrap();
+            let mut again = [0; LEN];
+            header.emit(&mut again).unwrap();
+            prop_assert_eq!(again, bytes);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The bytes of a datagram, as `docs/wire.md` specifies them.
+//!
+//! [`Datagram::parse`] checks everything that can be known from the bytes alone and copies the fixed parts out of the
+//! receive buffer; nothing above this module reads bytes. [`Datagram::emit`] is its inverse: whatever parses, emits to
+//! the identical bytes.
+//!
+//! One file a message that has fields of its own: [`header`], [`connect`], [`accept`], [`error`]. The messages that are a
+//! header alone (Confirm, Disconnect, Ping, Pong) or a header and opaque payload (Request, Reply) are in [`datagram`].
+
+pub mod accept;
+pub mod connect;
+pub mod datagram;
+pub mod error;
+pub mod header;
+mod malformed;
+
+pub use accept::Accept;
+pub use connect::Connect;
+pub use datagram::{Datagram, Message};
+pub use error::{ErrorCode, Refusal};
+pub use header::{Header, Kind};
+pub use malformed::Malformed;
+
+/// Length of the fixed header in bytes (wire.md §2).
+pub const HEADER_LEN: usize = header::LEN;
+
+/// Longest datagram in bytes, header included: the largest path MTU that InfiniBand and RoCE define.
+pub const MAX_DATAGRAM: usize = 4096;
+
+/// Shortest `datagram_len` that an endpoint may offer, in bytes: the smallest path MTU that InfiniBand defines.
+pub const MIN_DATAGRAM: usize = 256;
+
+/// First two bytes of every datagram, little-endian: 'MT'.
+pub const MAGIC: u16 = 0x544d;
+
+/// Version of the format, the third byte of every datagram (wire.md §3).
+pub const VERSION: u8 = 1;
+
+/// The buffer that was given for a datagram cannot hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferTooSmall {
+    /// Length of the datagram in bytes.
+    pub need: usize,
+    /// Length of the buffer in bytes.
+    pub have: usize,
+}
+
+impl core::fmt::Display for BufferTooSmall {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(
+            f,
+            "a datagram of {} bytes does not fit a buffer of {}",
+            self.need, self.have
+        )
+    }
+}
+
+impl core::error::Error for BufferTooSmall {}
