@@ -38,22 +38,13 @@ done_() { (cd "$found" && pwd -P); exit 0; }
 
 if have; then done_; fi
 
+# shellcheck source=packages.sh
+. "$here/packages.sh"
+
 # One at a time: the modules for both kernels and the cluster may all want them at once.
 exec 9>"$cache/kernels/.lock"
 flock 9
 if have; then done_; fi
-
-# A private package state for when the machine's own package lists are missing or older than the mirror.
-apt_options='-o APT::Sandbox::User=root -o Debug::NoLocking=true'
-refresh_lists() {
-    say "fetching the package lists"
-    mkdir -p "$cache/apt/lists/partial" "$cache/apt/archives/partial"
-    apt_options="$apt_options -o Dir::State::lists=$cache/apt/lists -o Dir::Cache=$cache/apt"
-    # shellcheck disable=SC2086
-    apt-get $apt_options -qq update
-}
-# shellcheck disable=SC2086
-depends() { apt-cache $apt_options depends "$1" 2>/dev/null | sed -n 's/^ *Depends: //p'; }
 
 # The release that the metapackage stands for today.
 resolve() {
@@ -75,9 +66,10 @@ fetch() {
     packages=$(depends "linux-headers-$release" | grep -E '^linux-(headers|kbuild|compiler)-') || return 1
     packages="linux-headers-$release $packages"
     case $want in *-*) ;; *) packages="$packages linux-image-$release" ;; esac
+    # shellcheck disable=SC2086
     say "fetching" $packages
     # shellcheck disable=SC2086
-    (cd "$temporary/debs" && apt-get $apt_options -qq download $packages)
+    download "$temporary/debs" $packages
 }
 
 temporary=$(mktemp -d "$cache/kernels/.new.XXXXXX")
