@@ -1,0 +1,68 @@
+//! The cluster's network: one tap per machine on a bridge, in the network namespace that the program is alone in.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use anyhow::{bail, Context, Result};
+
+/// Large enough for soft-RoCE's largest path MTU, 4096, and its headers.
+pub(super) const MTU: u32 = 4200;
+
+/// Machines are numbered from 1; 254 is this side of the bridge.
+pub(super) const MAX_MACHINES: usize = 253;
+
+/// The IPv4 address of machine `n`.
+pub(super) fn address(n: usize) -> String {
+    format!("10.73.0.{n}")
+}
+
+/// The MAC address of machine `n`; its GID follows from it.
+pub(super) fn mac(n: usize) -> String {
+    format!("52:54:00:49:00:{n:02x}")
+}
+
+/// The name of the tap of machine `n`.
+pub(super) fn tap(n: usize) -> String {
+    format!("tap{n}")
+}
+
+/// Makes the bridge and the taps of machines `1..=machines`.
+pub(super) fn create(machines: usize) -> Result<()> {
+    // These machines are to have the wire for themselves: no router advertisements or reports from this side. Where the
+    // kernel has no IPv6 there is nothing to turn off.
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let mut batch = format!(
+        "link set lo up\n\
+         link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
+         link set br0 mtu {MTU} up\n\
+         address add 10.73.0.254/24 dev br0\n"
+    );
+    for n in 1..=machines {
+        let tap = tap(n);
+        batch += &format!("tuntap add {tap} mode tap vnet_hdr\nlink set {tap} mtu {MTU} master br0 up\n");
+    }
+    ip(&batch)
+}
+
+fn ip(batch: &str) -> Result<()> {
+    let mut ip = Command::new("ip")
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start ip; install iproute2")?;
+    ip.stdin.take().context("ip has no stdin")?.write_all(batch.as_bytes()).context("cannot instruct ip")?;
+    let output = ip.wait_with_output().context("cannot wait for ip")?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let advice = if complaint.contains("/dev/net/tun") || complaint.contains("tun") {
+            " (whoever runs this needs to read and write /dev/net/tun: run as root, or chmod 666 it)"
+        } else {
+            ""
+        };
+        bail!("cannot make the cluster's network: {}{advice}", complaint.trim().replace('\n', "; "));
+    }
+    Ok(())
+}
