@@ -172,3 +172,90 @@ const fn lower_ns(index: usize) -> u64 {
     let shift = (index / SUB_BUCKETS).wrapping_sub(1) as u32;
     ((index % SUB_BUCKETS + SUB_BUCKETS) as u64).wrapping_shl(shift)
 }
+
+#[cfg(all(test, not(rdma_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn buckets_follow_each_other_without_gaps() {
+        for index in 0..BUCKETS {
+            assert_eq!(bucket_of(lower_ns(index)), index);
+            assert_eq!(bucket_of(lower_ns(index + 1) - 1), index);
+        }
+        assert_eq!(lower_ns(BUCKETS), 1 << MAX_BITS);
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn an_index_out_of_range_is_refused() {
+        let mut histogram = Histogram::new();
+        assert_eq!(
+            histogram.add(BUCKETS, 1),
+            Err(NoSuchBucket { index: BUCKETS })
+        );
+        assert_eq!(
+            histogram.add(usize::MAX, 1),
+            Err(NoSuchBucket { index: usize::MAX })
+        );
+        assert_eq!(
+            (
+                histogram.count(),
+                histogram.max_ns(),
+                histogram.quantile_ns(500)
+            ),
+            (0, None, None)
+        );
+    }
+
+    #[test]
+    fn quantiles_do_not_overflow() {
+        let mut histogram = Histogram::new();
+        histogram.add(3, u64::MAX / 2).unwrap();
+        histogram.add(10, u64::MAX / 2).unwrap();
+        assert_eq!(histogram.quantile_ns(500), Some(3));
+        assert_eq!(histogram.quantile_ns(501), Some(10));
+        histogram.add(10, u64::MAX).unwrap();
+        assert_eq!(histogram.count(), u64::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn quantiles_are_those_of_the_sorted_values(
+            mut values in proptest::collection::vec(0..1_u64 << MAX_BITS, 1..200),
+            per_mille in 0..=1000_u16,
+        ) {
+            let mut histogram = Histogram::new();
+            values.iter().for_each(|value| histogram.record(*value));
+            values.sort_unstable();
+            let rank = (values.len() * usize::from(per_mille)).div_ceil(1000).max(1);
+            let exact = values[rank - 1];
+            let found = histogram.quantile_ns(per_mille).unwrap();
+            prop_assert!(found >= exact && found - exact <= exact / 32, "{} for {}", found, exact);
+        }
+
+        #[test]
+        fn pairs_rebuild_and_merging_adds(
+            one in proptest::collection::vec(any::<u64>(), 0..100),
+            two in proptest::collection::vec(any::<u64>(), 0..100),
+        ) {
+            let of = |values: &[u64]| {
+                let mut histogram = Histogram::new();
+                values.iter().for_each(|value| histogram.record(*value));
+                histogram
+            };
+            let mut merged = of(&one);
+            merged.merge(&of(&two));
+            let both: Vec<u64> = one.iter().chain(&two).copied().collect();
+            prop_assert!(merged == of(&both));
+            let mut rebuilt = Histogram::new();
+            for bucket in merged.buckets() {
+                prop_assert!(bucket.lower_ns <= bucket.upper_ns);
+                rebuilt.add(bucket.index, bucket.count).unwrap();
+            }
+            prop_assert!(rebuilt == merged);
+        }
+    }
+}

@@ -16,8 +16,8 @@ use core::ops::Range;
 use super::Rejected;
 use crate::session::SessionId;
 use crate::wire::{
-    Accept, Connect, Datagram, ErrorCode, Header, Kind, Message, Refusal, HEADER_LEN, MAX_DATAGRAM,
-    MIN_DATAGRAM,
+    offered_datagram_len, Accept, Connect, Datagram, ErrorCode, Header, Kind, Message, Refusal,
+    HEADER_LEN,
 };
 
 pub use crate::session::RequestId;
@@ -152,10 +152,7 @@ pub struct Client {
 impl Client {
     /// A client without a session.
     pub fn new(config: ClientConfig) -> Self {
-        let datagram_len = usize::from(config.datagram_len)
-            .max(MIN_DATAGRAM)
-            .min(MAX_DATAGRAM);
-        let datagram_len = u16::try_from(datagram_len).unwrap_or(u16::MAX);
+        let datagram_len = offered_datagram_len(config.datagram_len);
         Self {
             config: ClientConfig {
                 datagram_len,
@@ -279,7 +276,7 @@ impl Client {
             Message::Reply { payload } => {
                 self.expect_answer(session, request)?;
                 self.heard(now_ns);
-                self.to_idle(now_ns);
+                self.rest(now_ns);
                 let end = HEADER_LEN.saturating_add(payload.len());
                 Ok(Some(Event::Replied {
                     request,
@@ -392,7 +389,7 @@ impl Client {
         self.idle_timeout_ns = u64::from(accept.idle_timeout_ms).saturating_mul(1_000_000);
         self.confirm = true;
         self.heard = false;
-        self.to_idle(now_ns);
+        self.rest(now_ns);
         Ok(Some(Event::Connected))
     }
 
@@ -424,7 +421,7 @@ impl Client {
         }
         self.expect_answer(session, request)?;
         self.heard(now_ns);
-        self.to_idle(now_ns);
+        self.rest(now_ns);
         Ok(Some(Event::Failed {
             request,
             error: code,
@@ -441,7 +438,7 @@ impl Client {
             State::Calling { request, .. } => {
                 // The session may well live; Pings find out.
                 self.heard = false;
-                self.to_idle(now_ns);
+                self.rest(now_ns);
                 Some(Event::TimedOut { request })
             }
             State::Idle => {
@@ -498,13 +495,13 @@ impl Client {
     fn heard(&mut self, now_ns: u64) {
         self.heard = true;
         if self.state == State::Idle {
-            self.to_idle(now_ns);
+            self.rest(now_ns);
         }
     }
 
     /// No call is outstanding (any more).
     #[inline]
-    fn to_idle(&mut self, now_ns: u64) {
+    fn rest(&mut self, now_ns: u64) {
         self.state = State::Idle;
         self.transmit = false;
         self.resend_at_ns = now_ns.saturating_add(self.ping_interval_ns());

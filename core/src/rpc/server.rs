@@ -18,8 +18,8 @@ use super::Rejected;
 use crate::session::table::{Full, State, Table};
 use crate::session::{RequestId, SessionId};
 use crate::wire::{
-    Accept, Connect, Datagram, ErrorCode, Header, Kind, Malformed, Message, Refusal, HEADER_LEN,
-    MAX_DATAGRAM, MIN_DATAGRAM,
+    offered_datagram_len, Accept, Connect, Datagram, ErrorCode, Header, Kind, Malformed, Message,
+    Refusal, HEADER_LEN,
 };
 
 pub use crate::session::{Closed, PeerId, Session};
@@ -144,9 +144,7 @@ pub struct Server<'a> {
 impl<'a> Server<'a> {
     /// A server with as many sessions as there are slots. What was in the slots is forgotten.
     pub fn new(config: ServerConfig, sessions: &'a mut [Session]) -> Self {
-        let datagram_len = usize::from(config.datagram_len)
-            .max(MIN_DATAGRAM)
-            .min(MAX_DATAGRAM);
+        let datagram_len = offered_datagram_len(config.datagram_len);
         Self {
             table: Table::new(
                 sessions,
@@ -155,7 +153,7 @@ impl<'a> Server<'a> {
                 config.handshake_timeout_ns,
             ),
             epoch: config.epoch,
-            datagram_len: u16::try_from(datagram_len).unwrap_or(u16::MAX),
+            datagram_len,
             idle_timeout_ms: u32::try_from(config.idle_timeout_ns / 1_000_000)
                 .unwrap_or(u32::MAX)
                 .max(1),

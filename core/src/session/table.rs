@@ -13,7 +13,7 @@ pub const MAX_CHAIN: usize = 16;
 pub const SCAN_SLOTS: usize = 64;
 
 /// The shortest time between two steps of the expiry, in nanoseconds, so that it costs a busy server next to nothing.
-const MIN_SCAN_INTERVAL_NS: u64 = 1_000_000;
+const MIN_SCAN_INTERVAL_NS: u64 = 100_000;
 
 /// Ends a linked list.
 const NONE: u32 = u32::MAX;

@@ -164,3 +164,107 @@ impl<T, const N: usize> Consumer<'_, T, N> {
         Some(item)
     }
 }
+
+#[cfg(all(test, not(rdma_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    #[derive(Clone, Debug)]
+    enum Operation {
+        Push(u32),
+        Pop,
+        Split,
+    }
+
+    fn operations() -> impl Strategy<Value = Vec<Operation>> {
+        let operation = prop_oneof![
+            4 => any::<u32>().prop_map(Operation::Push),
+            4 => Just(Operation::Pop),
+            1 => Just(Operation::Split),
+        ];
+        proptest::collection::vec(operation, 0..200)
+    }
+
+    fn agrees_with_a_queue<const N: usize>(operations: &[Operation]) {
+        let mut ring = Ring::<u32, N>::new();
+        let mut oracle = VecDeque::new();
+        let (mut producer, mut consumer) = ring.split();
+        for operation in operations {
+            match *operation {
+                Operation::Push(item) if oracle.len() < N => {
+                    assert_eq!(producer.push(item), Ok(()));
+                    oracle.push_back(item);
+                }
+                Operation::Push(item) => assert_eq!(producer.push(item), Err(item)),
+                Operation::Pop => assert_eq!(consumer.pop(), oracle.pop_front()),
+                Operation::Split => (producer, consumer) = ring.split(),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_behaves_as_a_bounded_queue(operations in operations()) {
+            agrees_with_a_queue::<1>(&operations);
+            agrees_with_a_queue::<4>(&operations);
+            agrees_with_a_queue::<64>(&operations);
+        }
+    }
+
+    #[test]
+    fn the_counters_wrap_around() {
+        let mut ring = Ring::<u32, 4>::new();
+        ring.head.0.store(usize::MAX - 1, Ordering::Relaxed);
+        ring.tail.0.store(usize::MAX - 1, Ordering::Relaxed);
+        let (mut producer, mut consumer) = ring.split();
+        for item in 0..4 {
+            assert_eq!(producer.push(item), Ok(()));
+        }
+        assert_eq!(producer.push(4), Err(4));
+        for item in 0..4 {
+            assert_eq!(consumer.pop(), Some(item));
+        }
+        assert_eq!(consumer.pop(), None);
+    }
+
+    #[test]
+    fn items_that_are_left_are_dropped_once() {
+        let item = Rc::new(());
+        let mut ring = Ring::<_, 4>::new();
+        let (mut producer, mut consumer) = ring.split();
+        for _ in 0..3 {
+            producer.push(Rc::clone(&item)).unwrap();
+        }
+        drop(consumer.pop());
+        assert_eq!(Rc::strong_count(&item), 3);
+        drop(ring);
+        assert_eq!(Rc::strong_count(&item), 1);
+    }
+
+    #[test]
+    fn two_threads_share_a_static_ring() {
+        let ring: &'static mut Ring<u32, 8> = std::boxed::Box::leak(std::boxed::Box::default());
+        let (mut producer, mut consumer) = ring.split();
+        let pushing = std::thread::spawn(move || {
+            for item in 0..10_000 {
+                while producer.push(item).is_err() {
+                    std::thread::yield_now();
+                }
+            }
+        });
+        for expected in 0..10_000 {
+            let item = loop {
+                match consumer.pop() {
+                    Some(item) => break item,
+                    None => std::thread::yield_now(),
+                }
+            };
+            assert_eq!(item, expected);
+        }
+        pushing.join().unwrap();
+    }
+}

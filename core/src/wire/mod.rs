@@ -30,6 +30,17 @@ pub const MAX_DATAGRAM: usize = 4096;
 /// Shortest `datagram_len` that an endpoint may offer, in bytes: the smallest path MTU that InfiniBand defines.
 pub const MIN_DATAGRAM: usize = 256;
 
+/// The nearest length that an endpoint may offer.
+pub(crate) const fn offered_datagram_len(datagram_len: u16) -> u16 {
+    if (datagram_len as usize) < MIN_DATAGRAM {
+        MIN_DATAGRAM as u16
+    } else if datagram_len as usize > MAX_DATAGRAM {
+        MAX_DATAGRAM as u16
+    } else {
+        datagram_len
+    }
+}
+
 /// First two bytes of every datagram, little-endian: 'MT'.
 pub const MAGIC: u16 = 0x544d;
 
