@@ -1,4 +1,5 @@
-//! The bodies of the fuzz targets. Each panics if what it states does not hold; the endpoints never do.
+//! The bodies of the fuzz targets. Each panics if what it states does not hold; the endpoints never
+//! do.
 
 use heapless::{Deque, Vec};
 
@@ -29,9 +30,10 @@ const STRANGER: u32 = 8;
 /// Takes any bytes for a datagram:
 ///
 /// - what parses, emits to the identical bytes;
-/// - the server answers with something well-formed that is never an Error to an Error, and from a stranger executes nothing
-///   in the name of the honest session;
-/// - the client, in each of its states, survives it, and afterwards an honest client connects and is served.
+/// - the server answers with something well-formed that is never an Error to an Error, and from a
+///   stranger executes nothing in the name of the honest session;
+/// - the client, in each of its states, survives it, and afterwards an honest client connects and
+///   is served.
 pub fn rpc_decode(bytes: &[u8]) {
     round_trip(bytes);
     hostile_server(bytes);
@@ -82,7 +84,8 @@ fn survives(client: &mut Client, bytes: &[u8]) {
     }
 }
 
-/// The input comes to a server, from a stranger and from the owner of a session, before and after an honest call.
+/// The input comes to a server, from a stranger and from the owner of a session, before and after
+/// an honest call.
 fn hostile_client(bytes: &[u8]) {
     for from in [STRANGER, HONEST] {
         let mut pair = Pair::new();
@@ -209,8 +212,8 @@ impl Pair {
     }
 }
 
-/// Calls `each` with the name and the bytes of each seed of `rpc_decode`'s corpus: a message of every kind as the honest
-/// client and its server send it, and the classic ways to spoil one.
+/// Calls `each` with the name and the bytes of each seed of `rpc_decode`'s corpus: a message of
+/// every kind as the honest client and its server send it, and the classic ways to spoil one.
 pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
     let client_key = CLIENT_KEY;
     let session = SessionId {

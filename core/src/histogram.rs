@@ -1,8 +1,9 @@
 //! Latencies in constant memory.
 //!
-//! A value of up to 31 ns has a bucket of its own; from there on each octave is divided into 32, so that a bucket is never
-//! wider than 1/32 of its lower end: quantiles are exact to 3.2 %. Two histograms merge by adding, also across machines:
-//! what travels is the pairs of bucket index and count, of which a run has a few dozen.
+//! A value of up to 31 ns has a bucket of its own; from there on each octave is divided into 32, so
+//! that a bucket is never wider than 1/32 of its lower end: quantiles are exact to 3.2 %. Two
+//! histograms merge by adding, also across machines: what travels is the pairs of bucket index and
+//! count, of which a run has a few dozen.
 
 use core::fmt;
 
@@ -16,8 +17,8 @@ const MAX_BITS: u32 = 40;
 /// How many buckets there are.
 pub const BUCKETS: usize = SUB_BUCKETS * (1 + (MAX_BITS - SUB_BUCKET_BITS) as usize);
 
-/// A histogram of nanoseconds. Its memory is valid if it is all zeros: a caller without much of a stack can take zeroed
-/// memory for one.
+/// A histogram of nanoseconds. Its memory is valid if it is all zeros: a caller without much of a
+/// stack can take zeroed memory for one.
 #[derive(Clone, PartialEq, Eq, zerocopy::FromZeros)]
 #[repr(C)]
 pub struct Histogram {
@@ -112,8 +113,9 @@ impl Histogram {
             })
     }
 
-    /// The value that `per_mille` thousandths of the counted values do not exceed (500 for the median, 999 for p99.9), as
-    /// the upper end of its bucket in nanoseconds. `None` if nothing has been counted.
+    /// The value that `per_mille` thousandths of the counted values do not exceed (500 for the
+    /// median, 999 for p99.9), as the upper end of its bucket in nanoseconds. `None` if nothing has
+    /// been counted.
     pub fn quantile_ns(&self, per_mille: u16) -> Option<u64> {
         let per_mille = u64::from(per_mille.min(1000));
         // count * per_mille / 1000, rounded up, without overflow.
@@ -157,7 +159,8 @@ const fn bucket_of(value_ns: u64) -> usize {
     if value_ns >= 1 << MAX_BITS {
         return BUCKETS - 1;
     }
-    // How far to shift so that the leading one and `SUB_BUCKET_BITS` more are left, in SUB_BUCKETS..2 * SUB_BUCKETS.
+    // How far to shift so that the leading one and `SUB_BUCKET_BITS` more are left, in
+    // SUB_BUCKETS..2 * SUB_BUCKETS.
     let shift = (u64::BITS - SUB_BUCKET_BITS - 1).wrapping_sub(value_ns.leading_zeros());
     (shift as usize)
         .wrapping_mul(SUB_BUCKETS)

@@ -1,7 +1,8 @@
 //! The part of MITOSIS that knows what bytes and events mean, and nothing else.
 //!
-//! The same code runs inside the kernel modules, in a process and under test, because it never reads a clock, never
-//! allocates and never performs I/O. It is told what happened and asked what to do next:
+//! The same code runs inside the kernel modules, in a process and under test, because it never
+//! reads a clock, never allocates and never performs I/O. It is told what happened and asked what
+//! to do next:
 //!
 //! - `handle_*(now_ns, …)` takes an event: a datagram that arrived, a time that was reached;
 //! - `poll_*` yields work: a datagram to send, a session that ended;
@@ -19,8 +20,9 @@
 //!
 //! The specification of the bytes is `docs/wire.md`; comments cite it as 'wire.md §n'.
 //!
-//! Nothing that a datagram or a caller can contain makes this crate panic: there is no indexing, no unchecked range and
-//! no arithmetic that may overflow, and the fuzz target `rpc_decode` looks for exceptions to that.
+//! Nothing that a datagram or a caller can contain makes this crate panic: there is no indexing, no
+//! unchecked range and no arithmetic that may overflow, and the fuzz target `rpc_decode` looks for
+//! exceptions to that.
 
 #![no_std]
 #![deny(unsafe_code)]

@@ -1,4 +1,5 @@
-//! The ring's two ends, in every interleaving and with every value that the memory model lets a load return.
+//! The ring's two ends, in every interleaving and with every value that the memory model lets a
+//! load return.
 
 use loom::thread;
 use mitosis_loom_tests::sync::spsc::Ring;
@@ -8,8 +9,8 @@ fn leaked<T, const N: usize>() -> &'static mut Ring<T, N> {
     Box::leak(Box::new(Ring::new()))
 }
 
-/// Three items through a ring of one or two: each cell is written again after it was read, so both pairs of orderings are
-/// needed.
+/// Three items through a ring of one or two: each cell is written again after it was read, so both
+/// pairs of orderings are needed.
 fn loom_items_arrive_in_order<const N: usize>() {
     loom::model(|| {
         let (mut producer, mut consumer) = leaked::<Box<u32>, N>().split();

@@ -5,11 +5,12 @@
 //! 1. [`Client::connect`], or [`Client::call`] once [`Event::Connected`] was returned;
 //! 2. [`Client::poll_transmit`] until it yields nothing, sending each datagram;
 //! 3. wait for a datagram or for [`Client::next_timeout_ns`], whichever is first;
-//! 4. [`Client::handle_datagram`] or [`Client::handle_timeout`], act upon the event, and again from 2.
+//! 4. [`Client::handle_datagram`] or [`Client::handle_timeout`], act upon the event, and again from
+//!    2.
 //!
-//! Between `call` and the event that ends it, the request's payload stays at `[HEADER_LEN..]` of the buffer that is given
-//! to `poll_transmit`: a retransmission writes the header anew and copies nothing. Nothing else that `poll_transmit` writes
-//! in that time is longer than a header.
+//! Between `call` and the event that ends it, the request's payload stays at `[HEADER_LEN..]` of
+//! the buffer that is given to `poll_transmit`: a retransmission writes the header anew and copies
+//! nothing. Nothing else that `poll_transmit` writes in that time is longer than a header.
 
 use core::ops::Range;
 
@@ -28,7 +29,8 @@ const MAX_DOUBLINGS: u32 = 5;
 /// What a client is told at its start. All times are in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientConfig {
-    /// Drawn at random for each client and not used again: by it, a server recognises a repeated Connect (wire.md §7.2).
+    /// Drawn at random for each client and not used again: by it, a server recognises a repeated
+    /// Connect (wire.md §7.2).
     pub client_key: u64,
     /// The longest datagram that the client takes, header included, in bytes. Brought into
     /// `MIN_DATAGRAM..=MAX_DATAGRAM`.
@@ -64,13 +66,14 @@ pub enum Event {
         /// Why.
         error: ErrorCode,
     },
-    /// The call was not answered within `call_timeout_ns`. It may have been executed. The session is as before.
+    /// The call was not answered within `call_timeout_ns`. It may have been executed. The session
+    /// is as before.
     TimedOut {
         /// Which call.
         request: RequestId,
     },
-    /// The session is over, and with it a call that was outstanding, which may have been executed. A new one can be
-    /// opened by [`Client::connect`].
+    /// The session is over, and with it a call that was outstanding, which may have been executed.
+    /// A new one can be opened by [`Client::connect`].
     Closed(ErrorCode),
 }
 
@@ -130,8 +133,8 @@ pub struct Client {
     session: SessionId,
     /// The session's longest datagram, once there is one.
     datagram_len: u16,
-    /// Never starts anew, not even with a new session: should the server still have the old one, its next request is new
-    /// to it nevertheless (wire.md §8).
+    /// Never starts anew, not even with a new session: should the server still have the old one,
+    /// its next request is new to it nevertheless (wire.md §8).
     last_request: RequestId,
     /// The state's datagram (Connect or Request) is to be sent.
     transmit: bool,
@@ -181,8 +184,8 @@ impl Client {
         self.begin(now_ns, self.config.connect_timeout_ns);
     }
 
-    /// Starts a call, whose payload of `payload_len` bytes is at `[HEADER_LEN..]` of the next buffers for
-    /// [`Client::poll_transmit`].
+    /// Starts a call, whose payload of `payload_len` bytes is at `[HEADER_LEN..]` of the next
+    /// buffers for [`Client::poll_transmit`].
     #[inline]
     pub fn call(
         &mut self,
@@ -212,8 +215,9 @@ impl Client {
         Ok(request)
     }
 
-    /// Ends the session. An outstanding call ends with it, without an event. [`Client::poll_transmit`] then yields the
-    /// Disconnect once; should it be lost, the session expires at the server.
+    /// Ends the session. An outstanding call ends with it, without an event.
+    /// [`Client::poll_transmit`] then yields the Disconnect once; should it be lost, the session
+    /// expires at the server.
     pub fn disconnect(&mut self) {
         let open = matches!(self.state, State::Idle | State::Calling { .. });
         self.close();
@@ -235,8 +239,9 @@ impl Client {
         usize::from(self.datagram_len).saturating_sub(HEADER_LEN)
     }
 
-    /// Writes the next datagram to send into `datagram` and returns its length. `None` if there is nothing to send, or if
-    /// it does not fit: a buffer of the configured `datagram_len` is never too small.
+    /// Writes the next datagram to send into `datagram` and returns its length. `None` if there is
+    /// nothing to send, or if it does not fit: a buffer of the configured `datagram_len` is never
+    /// too small.
     #[inline]
     pub fn poll_transmit(&mut self, now_ns: u64, datagram: &mut [u8]) -> Option<usize> {
         if self.transmit {
@@ -402,7 +407,8 @@ impl Client {
     ) -> Result<Option<Event>, Rejected> {
         let Refusal { code, client_key } = refusal;
         if session == SessionId::NONE {
-            // Refuses a Connect. A server that could not read ours cannot name its key either (wire.md §6).
+            // Refuses a Connect. A server that could not read ours cannot name its key either
+            // (wire.md §6).
             if self.state != State::Connecting {
                 return Err(Rejected::Unexpected(Kind::Error));
             }
@@ -523,8 +529,8 @@ impl Client {
             .saturating_mul(1_u64.wrapping_shl(self.doublings))
     }
 
-    /// Pings are four to an idle timeout; but until the server has shown that it knows that we have its Accept, they make
-    /// up for a lost Confirm.
+    /// Pings are four to an idle timeout; but until the server has shown that it knows that we have
+    /// its Accept, they make up for a lost Confirm.
     fn ping_interval_ns(&self) -> u64 {
         let interval_ns = self.idle_timeout_ns / 4;
         if self.heard {

@@ -1,13 +1,15 @@
 //! The two endpoints of a call (wire.md §7 to §9).
 //!
-//! [`client::Client`] opens one session and makes calls on it; [`server::Server`] grants sessions, hands each request to
-//! its handler at most once and answers repeated requests from the saved reply. Recovery is the client's: whatever is
-//! lost, it sends again; the server has no timer for a call.
+//! [`client::Client`] opens one session and makes calls on it; [`server::Server`] grants sessions,
+//! hands each request to its handler at most once and answers repeated requests from the saved
+//! reply. Recovery is the client's: whatever is lost, it sends again; the server has no timer for a
+//! call.
 //!
-//! A datagram that an endpoint does not act upon is [`Rejected`] with the reason, for a counter or a trace. That is never
-//! fatal and never changes a session.
+//! A datagram that an endpoint does not act upon is [`Rejected`] with the reason, for a counter or
+//! a trace. That is never fatal and never changes a session.
 
 pub mod client;
+mod counters;
 pub mod server;
 
 use crate::wire::Malformed;

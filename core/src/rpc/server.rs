@@ -2,18 +2,21 @@
 //!
 //! The order of calls, for each datagram that arrives:
 //!
-//! 1. [`Server::peer_of`] names the peer that owns the session in the header. If the datagram's source is that peer's
-//!    address, the glue has `from` without a search; otherwise it resolves the source itself.
-//! 2. [`Server::handle_datagram`] returns an [`Action`]. On [`Action::Dispatch`] the glue runs the handler, which puts its
-//!    result at `[HEADER_LEN..]` of the session's reply buffer, now or later, and then calls [`Server::complete`].
+//! 1. [`Server::peer_of`] names the peer that owns the session in the header. If the datagram's
+//!    source is that peer's address, the glue has `from` without a search; otherwise it resolves
+//!    the source itself.
+//! 2. [`Server::handle_datagram`] returns an [`Action`]. On [`Action::Dispatch`] the glue runs the
+//!    handler, which puts its result at `[HEADER_LEN..]` of the session's reply buffer, now or
+//!    later, and then calls [`Server::complete`].
 //! 3. [`Server::poll_closed`] until it yields nothing.
 //!
 //! And once `next_timeout_ns` is reached: [`Server::handle_timeout`], then `poll_closed` likewise.
 //!
-//! Each session has one reply buffer, which the glue keeps by session index. It is written by the handler and by
-//! `complete`, sent again on [`Action::Resend`], and otherwise left alone until the session's next request: it is the
-//! saved reply of at-most-once execution (wire.md §8).
+//! Each session has one reply buffer, which the glue keeps by session index. It is written by the
+//! handler and by `complete`, sent again on [`Action::Resend`], and otherwise left alone until the
+//! session's next request: it is the saved reply of at-most-once execution (wire.md §8).
 
+use super::counters::count;
 use super::Rejected;
 use crate::session::table::{Full, State, Table};
 use crate::session::{RequestId, SessionId};
@@ -22,6 +25,7 @@ use crate::wire::{
     Refusal, HEADER_LEN,
 };
 
+pub use super::counters::Counters;
 pub use crate::session::{Closed, PeerId, Session};
 
 /// What a server is told at its start.
@@ -38,51 +42,6 @@ pub struct ServerConfig {
     pub handshake_timeout_ns: u64,
 }
 
-/// What became of the datagrams, since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Sessions opened.
-    pub connects: u64,
-    /// Connects that found their session open already.
-    pub repeated_connects: u64,
-    /// Connects refused because no slot was free, or the key's hash chain was full.
-    pub refused_busy: u64,
-    /// Connects refused for their version.
-    pub refused_version: u64,
-    /// Connects and requests refused because the server is going away.
-    pub refused_going_away: u64,
-    /// Requests handed to a handler.
-    pub requests: u64,
-    /// Requests answered again from the saved reply.
-    pub replays: u64,
-    /// Requests longer than their session carries.
-    pub too_large: u64,
-    /// Malformed datagrams that were answered with an Error.
-    pub bad_requests: u64,
-    /// Datagrams that named no session of their sender.
-    pub no_such_session: u64,
-    /// Pings answered.
-    pub pings: u64,
-    /// Sessions ended by their client.
-    pub disconnects: u64,
-    /// Sessions ended because nothing was heard of them.
-    pub expired: u64,
-    /// Malformed datagrams that were ignored.
-    pub ignored_malformed: u64,
-    /// Ignored datagrams of kinds that only a server sends.
-    pub ignored_unexpected: u64,
-    /// Ignored requests that were over.
-    pub ignored_stale: u64,
-    /// Ignored requests that came while one of their session was being executed.
-    pub ignored_executing: u64,
-    /// Answers that did not fit the buffer that the caller gave.
-    pub no_room: u64,
-}
-
-fn count(counter: &mut u64) {
-    *counter = counter.wrapping_add(1);
-}
-
 /// What the glue does with a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action<'d> {
@@ -94,8 +53,8 @@ pub enum Action<'d> {
     Answer {
         /// Length in bytes.
         len: usize,
-        /// The session that the answer grants, if it is new: the glue keeps the peer's address handle until
-        /// [`Server::poll_closed`] yields this session.
+        /// The session that the answer grants, if it is new: the glue keeps the peer's address
+        /// handle until [`Server::poll_closed`] yields this session.
         opened: Option<u32>,
     },
     /// Run the handler, then [`Server::complete`].
@@ -169,8 +128,8 @@ impl<'a> Server<'a> {
         Some(self.table.find(header.session)?.peer)
     }
 
-    /// Takes a datagram that came from the address `from`. Stateless answers are written to `out`, which needs
-    /// [`ANSWER_LEN`] bytes.
+    /// Takes a datagram that came from the address `from`. Stateless answers are written to `out`,
+    /// which needs [`ANSWER_LEN`] bytes.
     #[inline]
     pub fn handle_datagram<'d>(
         &mut self,
@@ -193,12 +152,14 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Finishes a dispatched request. If `result` is the length of the payload that the handler put at
-    /// `reply[HEADER_LEN..]`, writes the header before it; if it is an error, writes an Error. Returns how many bytes of
-    /// `reply` to send to the session's peer, and 0 if there is nobody to send to any more.
+    /// Finishes a dispatched request. If `result` is the length of the payload that the handler put
+    /// at `reply[HEADER_LEN..]`, writes the header before it; if it is an error, writes an Error.
+    /// Returns how many bytes of `reply` to send to the session's peer, and 0 if there is nobody to
+    /// send to any more.
     ///
-    /// `reply` is the session's reply buffer and stays untouched until the next request of that session. A result that
-    /// does not fit it, or the session's datagrams, becomes [`ErrorCode::TooLarge`].
+    /// `reply` is the session's reply buffer and stays untouched until the next request of that
+    /// session. A result that does not fit it, or the session's datagrams, becomes
+    /// [`ErrorCode::TooLarge`].
     #[inline]
     pub fn complete(
         &mut self,
@@ -256,8 +217,8 @@ impl<'a> Server<'a> {
         len
     }
 
-    /// Looks for sessions that have been silent for too long, a bounded number at a time; [`Server::poll_closed`] yields
-    /// them.
+    /// Looks for sessions that have been silent for too long, a bounded number at a time;
+    /// [`Server::poll_closed`] yields them.
     pub fn handle_timeout(&mut self, now_ns: u64) {
         let expired = self.table.expire(now_ns);
         self.counters.expired = self.counters.expired.wrapping_add(expired);
@@ -273,8 +234,8 @@ impl<'a> Server<'a> {
         self.table.next_scan_ns()
     }
 
-    /// From now on, new sessions and new requests are refused with [`ErrorCode::GoingAway`]. Requests that are being
-    /// executed complete, and saved replies are still sent.
+    /// From now on, new sessions and new requests are refused with [`ErrorCode::GoingAway`].
+    /// Requests that are being executed complete, and saved replies are still sent.
     pub fn go_away(&mut self) {
         self.going_away = true;
     }
@@ -368,7 +329,8 @@ impl<'a> Server<'a> {
         match message {
             Message::Connect(connect) => return self.handle_connect(now_ns, from, connect, out),
             Message::Confirm | Message::Disconnect | Message::Ping => {}
-            // An Error is never answered with an Error (wire.md §6), nor is anything else that only a server sends.
+            // An Error is never answered with an Error (wire.md §6), nor is anything else that only
+            // a server sends.
             Message::Accept(_)
             | Message::Reply { .. }
             | Message::Error(_)
@@ -501,7 +463,8 @@ impl<'a> Server<'a> {
         )
     }
 
-    /// A datagram whose header cannot be read. Only a Connect of another version is worth an answer (wire.md §3).
+    /// A datagram whose header cannot be read. Only a Connect of another version is worth an answer
+    /// (wire.md §3).
     #[cold]
     fn unreadable<'d>(&mut self, malformed: Malformed, out: &mut [u8]) -> Action<'d> {
         if matches!(malformed, Malformed::Version { kind, .. } if kind == Kind::Connect as u8) {
@@ -512,8 +475,9 @@ impl<'a> Server<'a> {
         Action::Ignore(Rejected::Malformed(malformed))
     }
 
-    /// A datagram whose header can be read, but that breaks another rule. The owner of a session is told about its bad
-    /// request, and a client about its bad Connect; nobody else is answered (wire.md §6).
+    /// A datagram whose header can be read, but that breaks another rule. The owner of a session is
+    /// told about its bad request, and a client about its bad Connect; nobody else is answered
+    /// (wire.md §6).
     #[cold]
     fn malformed<'d>(
         &mut self,
@@ -563,8 +527,8 @@ impl<'a> Server<'a> {
         self.refuse(session, request, ErrorCode::NoSuchSession, 0, out)
     }
 
-    /// Answers with an Error that names the session and request of the datagram that it refuses, by which the client
-    /// knows that it is meant.
+    /// Answers with an Error that names the session and request of the datagram that it refuses, by
+    /// which the client knows that it is meant.
     #[cold]
     fn refuse<'d>(
         &mut self,

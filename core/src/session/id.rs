@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// Names one session of one incarnation of one server (wire.md §7.1). The server chooses it, so two cannot collide.
+/// Names one session of one incarnation of one server (wire.md §7.1). The server chooses it, so two
+/// cannot collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SessionId {
     /// The slot in the server's table.

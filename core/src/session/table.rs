@@ -1,18 +1,21 @@
 //! The server's table of sessions, in memory that the caller owns.
 //!
-//! Every operation takes bounded time, so that neither a full table nor a hostile client costs more than a few dozen
-//! steps: free slots and ended sessions are singly linked lists through the slots; a Connect is matched to the session
-//! that it already opened by a chained hash whose bucket heads lie in the slots as well, with chains of at most
-//! [`MAX_CHAIN`]; expiry looks at [`SCAN_SLOTS`] slots at a time, as a clock hand goes round.
+//! Every operation takes bounded time, so that neither a full table nor a hostile client costs more
+//! than a few dozen steps: free slots and ended sessions are singly linked lists through the slots;
+//! a Connect is matched to the session that it already opened by a chained hash whose bucket heads
+//! lie in the slots as well, with chains of at most [`MAX_CHAIN`]; expiry looks at [`SCAN_SLOTS`]
+//! slots at a time, as a clock hand goes round.
 
-/// The longest hash chain. With as many buckets as slots and keys drawn at random, a chain of a full table exceeds 16
-/// with a probability below 1e-14; keys chosen to collide are refused as Busy when theirs is full.
+/// The longest hash chain. With as many buckets as slots and keys drawn at random, a chain of a
+/// full table exceeds 16 with a probability below 1e-14; keys chosen to collide are refused as Busy
+/// when theirs is full.
 pub const MAX_CHAIN: usize = 16;
 
 /// How many slots one step of the expiry looks at: 64 cache lines, a few microseconds.
 pub const SCAN_SLOTS: usize = 64;
 
-/// The shortest time between two steps of the expiry, in nanoseconds, so that it costs a busy server next to nothing.
+/// The shortest time between two steps of the expiry, in nanoseconds, so that it costs a busy
+/// server next to nothing.
 const MIN_SCAN_INTERVAL_NS: u64 = 100_000;
 
 /// Ends a linked list.
@@ -41,7 +44,8 @@ pub(crate) enum State {
     Open,
     /// `last_request` is being executed.
     Executing,
-    /// The client disconnected while `last_request` is being executed: the reply buffer is in use until it completes.
+    /// The client disconnected while `last_request` is being executed: the reply buffer is in use
+    /// until it completes.
     Draining,
     /// Ended, and on the list that `Table::poll_closed` empties.
     Ended,
@@ -57,7 +61,8 @@ pub struct Session {
     pub(crate) peer: PeerId,
     /// Next slot of the free list, or of the list of ended sessions.
     next: u32,
-    /// First slot of the hash chain of this slot's bucket. Belongs to the bucket, not to the session in the slot.
+    /// First slot of the hash chain of this slot's bucket. Belongs to the bucket, not to the
+    /// session in the slot.
     bucket_head: u32,
     /// Next slot of the hash chain that this session is in.
     chain_next: u32,
@@ -138,14 +143,15 @@ impl<'a> Table<'a> {
             let Ok(index) = u32::try_from(index) else {
                 continue;
             };
-            // The index that ends a list cannot name a slot; a table of 2^32 slots would lose the last.
+            // The index that ends a list cannot name a slot; a table of 2^32 slots would lose the
+            // last.
             if index != NONE {
                 slot.next = free;
                 free = index;
             }
         }
-        // One round of the hand takes a quarter of the shorter timeout, so that a session outlives its timeout by that
-        // much at most.
+        // One round of the hand takes a quarter of the shorter timeout, so that a session outlives
+        // its timeout by that much at most.
         let steps = u64::try_from(slots.len().div_ceil(SCAN_SLOTS)).unwrap_or(u64::MAX);
         let round_ns = idle_timeout_ns.min(handshake_timeout_ns) / 4;
         let scan_interval_ns = round_ns
@@ -214,8 +220,8 @@ impl<'a> Table<'a> {
         None
     }
 
-    /// Opens a half-open session for a key that [`Table::find_by_key`] does not find, and returns its slot and
-    /// generation.
+    /// Opens a half-open session for a key that [`Table::find_by_key`] does not find, and returns
+    /// its slot and generation.
     pub(crate) fn open(
         &mut self,
         now_ns: u64,
@@ -298,7 +304,8 @@ impl<'a> Table<'a> {
         (self.live > 0).then_some(self.next_scan_ns)
     }
 
-    /// Looks at the next few slots and ends the sessions of which nothing has been heard for too long. Returns how many.
+    /// Looks at the next few slots and ends the sessions of which nothing has been heard for too
+    /// long. Returns how many.
     pub(crate) fn expire(&mut self, now_ns: u64) -> u64 {
         if self.live == 0 || now_ns < self.next_scan_ns {
             return 0;

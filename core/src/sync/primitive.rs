@@ -1,4 +1,5 @@
-//! The atomics and the cell that `sync` is made of: the real ones, or loom's under `cfg(rdma_loom)`.
+//! The atomics and the cell that `sync` is made of: the real ones, or loom's under
+//! `cfg(rdma_loom)`.
 
 #[cfg(rdma_loom)]
 pub(super) use loom::{
@@ -19,7 +20,8 @@ impl<T> UnsafeCell<T> {
         Self(core::cell::UnsafeCell::new(value))
     }
 
-    /// Calls `access` with a pointer through which the value may be changed if nothing else reads or writes it.
+    /// Calls `access` with a pointer through which the value may be changed if nothing else reads
+    /// or writes it.
     #[inline(always)]
     pub(super) fn with_mut<R>(&self, access: impl FnOnce(*mut T) -> R) -> R {
         access(self.0.get())

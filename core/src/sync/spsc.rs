@@ -5,26 +5,28 @@ use core::mem::MaybeUninit;
 
 use super::primitive::{AtomicUsize, Ordering, UnsafeCell};
 
-/// A ring of at most `N` items, a power of two. [`Ring::split`] gives out its two ends, which may go to different
-/// threads; neither ever waits for the other.
+/// A ring of at most `N` items, a power of two. [`Ring::split`] gives out its two ends, which may
+/// go to different threads; neither ever waits for the other.
 ///
 /// # Invariants
 ///
-/// `head` and `tail` count the items that were popped and pushed since the start and wrap around; `tail - head` is in
-/// `0..=N`. The cells numbered `head..tail`, modulo `N`, hold items; the others do not. Only the consumer changes `head`,
-/// only the producer changes `tail`.
+/// `head` and `tail` count the items that were popped and pushed since the start and wrap around;
+/// `tail - head` is in `0..=N`. The cells numbered `head..tail`, modulo `N`, hold items; the others
+/// do not. Only the consumer changes `head`, only the producer changes `tail`.
 pub struct Ring<T, const N: usize> {
     head: Line<AtomicUsize>,
     tail: Line<AtomicUsize>,
     cells: [UnsafeCell<MaybeUninit<T>>; N],
 }
 
-/// A cache line of its own, and the one that is prefetched with it, so that the two ends do not contend for one.
+/// A cache line of its own, and the one that is prefetched with it, so that the two ends do not
+/// contend for one.
 #[repr(align(128))]
 struct Line<T>(T);
 
-// SAFETY: the ends move items from one thread to another, hence `T: Send`. They share nothing else but the atomics: by
-// the ring's invariants a cell is the producer's while it is outside `head..tail` and the consumer's while it is inside.
+// SAFETY: the ends move items from one thread to another, hence `T: Send`. They share nothing else
+// but the atomics: by the ring's invariants a cell is the producer's while it is outside
+// `head..tail` and the consumer's while it is inside.
 unsafe impl<T: Send, const N: usize> Sync for Ring<T, N> {}
 
 // SAFETY: a ring that is moved as a whole moves its items, which are `Send`.
@@ -82,7 +84,8 @@ impl<T, const N: usize> Ring<T, N> {
     /// The cell of the item with this number.
     #[inline(always)]
     fn cell(&self, number: usize) -> &UnsafeCell<MaybeUninit<T>> {
-        // SAFETY: `MASK` is `N - 1` for a power of two, so what is left of `number` is less than `N`.
+        // SAFETY: `MASK` is `N - 1` for a power of two, so what is left of `number` is less than
+        // `N`.
         unsafe { self.cells.get_unchecked(number & Self::MASK) }
     }
 }
@@ -114,20 +117,21 @@ impl<T, const N: usize> Producer<'_, T, N> {
     #[inline]
     pub fn push(&mut self, item: T) -> Result<(), T> {
         if self.tail.wrapping_sub(self.head_seen) >= N {
-            // Acquire: pairs with the Release in `Consumer::pop`, so that the item of the cell was read before the cell is
-            // written again.
+            // Acquire: pairs with the Release in `Consumer::pop`, so that the item of the cell was
+            // read before the cell is written again.
             self.head_seen = self.ring.head.0.load(Ordering::Acquire);
             if self.tail.wrapping_sub(self.head_seen) >= N {
                 return Err(item);
             }
         }
         self.ring.cell(self.tail).with_mut(|cell| {
-            // SAFETY: `tail - head < N`, so the cell is outside `head..tail`: it holds no item, and the consumer does not
-            // look at it before `tail` is stored below.
+            // SAFETY: `tail - head < N`, so the cell is outside `head..tail`: it holds no item, and
+            // the consumer does not look at it before `tail` is stored below.
             unsafe { (*cell).write(item) };
         });
         self.tail = self.tail.wrapping_add(1);
-        // Release: pairs with the Acquire in `Consumer::pop`, so that who sees the new `tail` sees the item.
+        // Release: pairs with the Acquire in `Consumer::pop`, so that who sees the new `tail` sees
+        // the item.
         self.ring.tail.0.store(self.tail, Ordering::Release);
         Ok(())
     }
@@ -147,19 +151,22 @@ impl<T, const N: usize> Consumer<'_, T, N> {
     #[inline]
     pub fn pop(&mut self) -> Option<T> {
         if self.head == self.tail_seen {
-            // Acquire: pairs with the Release in `Producer::push`, so that the item was written before it is read.
+            // Acquire: pairs with the Release in `Producer::push`, so that the item was written
+            // before it is read.
             self.tail_seen = self.ring.tail.0.load(Ordering::Acquire);
             if self.head == self.tail_seen {
                 return None;
             }
         }
         let item = self.ring.cell(self.head).with_mut(|cell| {
-            // SAFETY: `head != tail`, so the cell is inside `head..tail`: it holds an item, which the producer does not
-            // touch before `head` is stored below; and it is read out but once, as `head` then passes it.
+            // SAFETY: `head != tail`, so the cell is inside `head..tail`: it holds an item, which
+            // the producer does not touch before `head` is stored below; and it is read out but
+            // once, as `head` then passes it.
             unsafe { (*cell).assume_init_read() }
         });
         self.head = self.head.wrapping_add(1);
-        // Release: pairs with the Acquire in `Producer::push`, so that the cell is written again only after this read.
+        // Release: pairs with the Acquire in `Producer::push`, so that the cell is written again
+        // only after this read.
         self.ring.head.0.store(self.head, Ordering::Release);
         Some(item)
     }

@@ -25,7 +25,8 @@ const _: () = assert!(size_of::<Fields>() == LEN);
 pub struct Accept {
     /// The key of the Connect that is answered.
     pub client_key: u64,
-    /// The longest datagram of the session, header included, in bytes: the lesser of what the two ends take.
+    /// The longest datagram of the session, header included, in bytes: the lesser of what the two
+    /// ends take.
     pub datagram_len: u16,
     /// How many requests may be outstanding at once; 1 in version 1.
     pub slots: u16,

@@ -21,7 +21,8 @@ const _: () = assert!(size_of::<Fields>() == LEN);
 /// The payload of a Connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connect {
-    /// Drawn at random by the client; the same in every retransmission, so that all of them find one session.
+    /// Drawn at random by the client; the same in every retransmission, so that all of them find
+    /// one session.
     pub client_key: u64,
     /// The longest datagram that the client takes, header included, in bytes.
     pub datagram_len: u16,

@@ -7,7 +7,8 @@ use crate::session::{RequestId, SessionId};
 /// A datagram that is well-formed in every respect that its bytes can show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram<'d> {
-    /// The session that it belongs to; [`SessionId::NONE`] in a Connect and in the Error that refuses one.
+    /// The session that it belongs to; [`SessionId::NONE`] in a Connect and in the Error that
+    /// refuses one.
     pub session: SessionId,
     /// The request that it belongs to; 0 where there is none.
     pub request: RequestId,

@@ -40,8 +40,8 @@ macro_rules! error_codes {
 error_codes! {
     /// No handler is registered for the rpc id. The caller's fault.
     NoSuchRpc = 1, "no such rpc id";
-    /// The server does not know the session: it expired, was closed, belongs to another address, or the server was
-    /// restarted. The client connects again.
+    /// The server does not know the session: it expired, was closed, belongs to another address, or
+    /// the server was restarted. The client connects again.
     NoSuchSession = 2, "no such session";
     /// The message is longer than the session carries. The sender's fault.
     TooLarge = 3, "message too large";
@@ -83,7 +83,8 @@ const _: () = assert!(size_of::<Fields>() == LEN);
 pub struct Refusal {
     /// Why.
     pub code: ErrorCode,
-    /// The key of the Connect that is refused; 0 in every other Error, and if the Connect could not be read.
+    /// The key of the Connect that is refused; 0 in every other Error, and if the Connect could not
+    /// be read.
     pub client_key: u64,
 }
 

@@ -71,8 +71,8 @@ struct Fields {
 
 const _: () = assert!(size_of::<Fields>() == LEN);
 
-/// A header whose magic number, version and kind are known to be right. What its other fields may be depends on the kind;
-/// [`Datagram::parse`](super::Datagram::parse) checks that.
+/// A header whose magic number, version and kind are known to be right. What its other fields may
+/// be depends on the kind; [`Datagram::parse`](super::Datagram::parse) checks that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
     /// What the datagram is.
@@ -117,8 +117,8 @@ impl Header {
     /// Copies the header out of a datagram and returns it with the bytes that follow.
     #[inline]
     pub fn parse(datagram: &[u8]) -> Result<(Self, &[u8]), Malformed> {
-        // Magic, version and kind stand first and keep their places in every version (wire.md §3), so that a peer of
-        // another version is told so even if its header has another length.
+        // Magic, version and kind stand first and keep their places in every version (wire.md §3),
+        // so that a peer of another version is told so even if its header has another length.
         let Some(&[magic_low, magic_high, version, kind]) = datagram.first_chunk::<4>() else {
             return Err(Malformed::Truncated {
                 what: "header",

@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-/// Why bytes are not a datagram of this protocol: always the sender's fault, never a reason to stop.
+/// Why bytes are not a datagram of this protocol: always the sender's fault, never a reason to
+/// stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
     /// The datagram ends before `what` does.
@@ -82,7 +83,11 @@ impl fmt::Display for Malformed {
                 message_len_bytes,
                 offset_bytes,
             } => {
-                write!(f, "a part at {offset_bytes} of a message of {message_len_bytes} bytes: messages of several datagrams are not carried")
+                write!(
+                    f,
+                    "a part at {offset_bytes} of a message of {message_len_bytes} bytes, \
+                     but a message is one datagram"
+                )
             }
         }
     }

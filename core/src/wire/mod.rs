@@ -1,11 +1,12 @@
 //! The bytes of a datagram, as `docs/wire.md` specifies them.
 //!
-//! [`Datagram::parse`] checks everything that can be known from the bytes alone and copies the fixed parts out of the
-//! receive buffer; nothing above this module reads bytes. [`Datagram::emit`] is its inverse: whatever parses, emits to
-//! the identical bytes.
+//! [`Datagram::parse`] checks everything that can be known from the bytes alone and copies the
+//! fixed parts out of the receive buffer; nothing above this module reads bytes. [`Datagram::emit`]
+//! is its inverse: whatever parses, emits to the identical bytes.
 //!
-//! One file a message that has fields of its own: [`header`], [`connect`], [`accept`], [`error`]. The messages that are a
-//! header alone (Confirm, Disconnect, Ping, Pong) or a header and opaque payload (Request, Reply) are in [`datagram`].
+//! One file a message that has fields of its own: [`header`], [`connect`], [`accept`], [`error`].
+//! The messages that are a header alone (Confirm, Disconnect, Ping, Pong) or a header and opaque
+//! payload (Request, Reply) are in [`datagram`].
 
 pub mod accept;
 pub mod connect;
@@ -24,10 +25,12 @@ pub use malformed::Malformed;
 /// Length of the fixed header in bytes (wire.md §2).
 pub const HEADER_LEN: usize = header::LEN;
 
-/// Longest datagram in bytes, header included: the largest path MTU that InfiniBand and RoCE define.
+/// Longest datagram in bytes, header included: the largest path MTU that InfiniBand and RoCE
+/// define.
 pub const MAX_DATAGRAM: usize = 4096;
 
-/// Shortest `datagram_len` that an endpoint may offer, in bytes: the smallest path MTU that InfiniBand defines.
+/// Shortest `datagram_len` that an endpoint may offer, in bytes: the smallest path MTU that
+/// InfiniBand defines.
 pub const MIN_DATAGRAM: usize = 256;
 
 /// The nearest length that an endpoint may offer.

@@ -8,7 +8,8 @@ use mitosis_core::rpc::server::{
     Action, Closed, PeerId, Server, ServerConfig, Session, ANSWER_LEN,
 };
 use mitosis_core::rpc::Rejected;
-use mitosis_core::wire::{ErrorCode, Kind, HEADER_LEN, MAX_DATAGRAM};
+use mitosis_core::session::SessionId;
+use mitosis_core::wire::{Connect, Datagram, ErrorCode, Kind, Message, HEADER_LEN, MAX_DATAGRAM};
 
 pub const MS: u64 = 1_000_000;
 
@@ -135,7 +136,8 @@ impl Network {
             .unwrap()
     }
 
-    /// Calls and returns the event that ends the call. The payload of a reply is checked to be the request's.
+    /// Calls and returns the event that ends the call. The payload of a reply is checked to be the
+    /// request's.
     pub fn call(&mut self, place: usize, rpc_id: u32, payload: &[u8]) -> Event {
         self.start_call(place, rpc_id, payload);
         let mut events = self.events_of(place);
@@ -323,4 +325,32 @@ impl Network {
 
 fn new_server(config: ServerConfig, slots: usize) -> Server<'static> {
     Server::new(config, Vec::leak(vec![Session::default(); slots]))
+}
+
+/// Loses the first `count` datagrams of `kind`.
+pub fn lose(kind: Kind, count: u32) -> Box<dyn FnMut(Kind, u32) -> Fate> {
+    Box::new(move |of, nth| {
+        if of == kind && nth <= count {
+            Fate::Lost
+        } else {
+            Fate::Arrives
+        }
+    })
+}
+
+/// A Connect as a client of this key sends it.
+pub fn connect_datagram(client_key: u64) -> Vec<u8> {
+    let mut datagram = [0; 64];
+    let message = Message::Connect(Connect {
+        client_key,
+        datagram_len: 4096,
+    });
+    let len = Datagram {
+        session: SessionId::NONE,
+        request: RequestId(0),
+        message,
+    }
+    .emit(&mut datagram)
+    .unwrap();
+    datagram[..len].to_vec()
 }
