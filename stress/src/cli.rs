@@ -1,0 +1,174 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::build;
+use crate::cluster::{vm, Cluster};
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::parameters;
+use crate::progress::Progress;
+use crate::refusal::Refusal;
+use crate::report::{table, Report, Verdict};
+use crate::run::{self, Deadlines, Plan};
+use crate::settings::{Assignments, Machines, Settings};
+use crate::template::{RunPass, Template};
+
+/// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
+///
+/// Exit status: 0 pass, 1 fail, 2 refused, 130 interrupted.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Subject,
+}
+
+#[derive(Subcommand)]
+enum Subject {
+    /// Do what a build template says: make the kernel modules, or clean up.
+    Build(OneTemplate),
+    /// Do what a run template says on the cluster, and write out/<target>/result.json.
+    Run(OneTemplate),
+}
+
+#[derive(clap::Args)]
+struct OneTemplate {
+    /// A file of templates-build/ or templates-run/.
+    template: PathBuf,
+    /// Parameters of the template (thread_count=4) and settings of the cluster (KERNEL=6.1, CLIENTS=10, VM_CPUS=,
+    /// VM_MEMORY=, PARENT_GID=; for a real cluster USER=, PROJECT_PATH=, PARENT_HOST=, CHILD_HOSTS=, STR_CHILD_HOSTS=).
+    #[arg(value_name = "NAME=VALUE")]
+    assignments: Vec<String>,
+    /// Where modules and results go.
+    #[arg(long, default_value = "out")]
+    out: PathBuf,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Subject::Build(arguments) => build(&arguments).map(|()| Verdict::Pass),
+        Subject::Run(arguments) => run(&arguments),
+    };
+    match result {
+        Ok(Verdict::Pass) => ExitCode::SUCCESS,
+        Ok(Verdict::Fail) => ExitCode::FAILURE,
+        Err(error) if error.downcast_ref::<Interrupted>().is_some() => ExitCode::from(130),
+        Err(error) => {
+            let refused = error.downcast_ref::<Refusal>().is_some();
+            for line in format!("{error:#}").lines() {
+                eprintln!("mitosis-stress: {line}");
+            }
+            ExitCode::from(if refused { 2 } else { 1 })
+        }
+    }
+}
+
+fn build(arguments: &OneTemplate) -> Result<()> {
+    let assignments = Assignments::parse(&arguments.assignments)?;
+    let settings = assignments.settings()?;
+    build::execute(&arguments.template, &assignments, &settings, &arguments.out)
+}
+
+fn run(arguments: &OneTemplate) -> Result<Verdict> {
+    let started = Instant::now();
+    let assignments = Assignments::parse(&arguments.assignments)?;
+    let settings = assignments.settings()?;
+    let template = Template::<RunPass>::load(&arguments.template)?;
+    let parameters = parameters::resolve(
+        &template.path,
+        &template.parameters,
+        &assignments.parameters,
+    )?;
+    let directory = arguments.out.join(template.target());
+    // What an earlier run left there is not this one's.
+    let _ = std::fs::remove_file(directory.join("result.json"));
+
+    let mut report = Report::of(template.target(), parameters.clone());
+    let progress = Progress::new();
+    let outcome = prepare(&template, &settings, arguments).and_then(|()| {
+        let interrupt = Interrupt::from_signals()?;
+        progress.step("starting the cluster");
+        let cluster = Cluster::start(&settings, &directory, &interrupt, &|what| {
+            progress.step(what)
+        });
+        // A machine that Ctrl-C ended is no failure to boot.
+        interrupt.check()?;
+        let mut cluster = cluster?;
+        let plan = Plan {
+            target: template.target(),
+            hosts: cluster.hosts(),
+            disposable: cluster.is_virtual(),
+            passes: &template.passes,
+            parameters: &parameters,
+            parent_gid: settings.parent_gid.or(cluster.parent_gid()),
+            out: &arguments.out,
+            deadlines: Deadlines::default(),
+        };
+        let mut report = run::run(&plan, &progress, &interrupt);
+        report.cluster.kind = if cluster.is_virtual() {
+            "virtual"
+        } else {
+            "real"
+        }
+        .to_string();
+        report.cluster.accel = cluster.accel();
+        if !report.interrupted() {
+            for (name, console) in cluster.fallen() {
+                report
+                    .findings
+                    .extend(run::findings_of_console(&name, &console));
+            }
+        }
+        progress.step("leaving the cluster");
+        Ok(report)
+    });
+    progress.finish();
+    match outcome {
+        Ok(finished) => report = finished,
+        Err(error) => report.findings.push(run::finding_of(&error, &[])),
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    report.write(&directory)?;
+    println!();
+    print!("{}", table::render(&report));
+    println!("{}", directory.join("result.json").display());
+    if report.interrupted() {
+        return Err(Interrupted.into());
+    }
+    Ok(report.verdict())
+}
+
+/// Brings modules and machine images up to date, then goes where the machines are to live.
+fn prepare(
+    template: &Template<RunPass>,
+    settings: &Settings,
+    arguments: &OneTemplate,
+) -> Result<()> {
+    let Machines::Virtual(machines) = &settings.machines else {
+        return update(template, settings, arguments);
+    };
+    // Building and fetching take the network and the user's own rights: neither exists inside the namespace, where the
+    // program starts a second time.
+    if !vm::inside_namespace() {
+        update(template, settings, arguments)?;
+        vm::prepare(&machines.kernel)?;
+    }
+    vm::enter_namespace()
+}
+
+fn update(
+    template: &Template<RunPass>,
+    settings: &Settings,
+    arguments: &OneTemplate,
+) -> Result<()> {
+    match &template.build {
+        None => Ok(()),
+        Some(path) => build::update(path, &build::kernels(settings)?, settings, &arguments.out),
+    }
+}

@@ -1,0 +1,87 @@
+//! A real cluster: the machines that the user's `makefile` names, reached with the user's ssh keys.
+
+use std::path::PathBuf;
+
+use super::{Host, Role, SUDO_SHELL};
+use crate::settings::Real;
+
+/// A machine that does not answer is found within seconds, before a run and during one. No password is ever asked for:
+/// a run has nobody to type it.
+const OPTIONS: &[&str] = &[
+    "-T",
+    "-oBatchMode=yes",
+    "-oConnectTimeout=10",
+    "-oServerAliveInterval=5",
+    "-oServerAliveCountMax=3",
+    "-oLogLevel=ERROR",
+];
+
+/// The hosts of `real`: its parent, then its children.
+pub fn hosts(real: &Real) -> Vec<Host> {
+    let parent = std::iter::once((&real.parent, Role::Parent));
+    let children = real.children.iter().map(|child| (child, Role::Child));
+    parent
+        .chain(children)
+        .map(|(name, role)| host(real, name, role))
+        .collect()
+}
+
+fn host(real: &Real, name: &str, role: Role) -> Host {
+    let mut ssh = vec!["ssh".to_string()];
+    ssh.extend(OPTIONS.iter().map(|option| option.to_string()));
+    if let Some(user) = &real.user {
+        ssh.push(format!("-l{user}"));
+    }
+    ssh.extend([name.to_string(), "--".to_string()]);
+    if real.user.as_deref() != Some("root") {
+        ssh.push(SUDO_SHELL.to_string());
+    }
+    // Not the checkout itself: what a run copies there stays apart from the user's files.
+    let directory: PathBuf = real.project_path.join("out/modules/loaded");
+    Host {
+        name: name.to_string(),
+        role,
+        ssh,
+        directory,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_needs_no_sudo_and_others_do() {
+        let mut real = Real {
+            user: Some("root".into()),
+            project_path: "/opt/mitosis".into(),
+            parent: "val01".into(),
+            children: vec!["val02".into()],
+        };
+        let root = hosts(&real);
+        assert_eq!(root.len(), 2);
+        assert_eq!((root[0].role, root[1].role), (Role::Parent, Role::Child));
+        assert!(
+            root[0]
+                .ssh
+                .ends_with(&["-lroot".into(), "val01".into(), "--".into()]),
+            "{:?}",
+            root[0].ssh
+        );
+        real.user = Some("someone".into());
+        let command = hosts(&real)[1].command("echo 'a b'; id");
+        let words: Vec<_> = command
+            .get_args()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let (script, before) = words.split_last().unwrap();
+        assert!(
+            before.ends_with(&["--".into(), SUDO_SHELL.into()]),
+            "{words:?}"
+        );
+        assert!(
+            script.starts_with('\'') && script.ends_with(r"echo '\''a b'\''; id'"),
+            "{script}"
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! Shell commands on a host, each with a deadline.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+
+use super::Host;
+use crate::interrupt::Interrupt;
+
+/// How often a wait looks at its process and at the interrupt.
+const TICK: Duration = Duration::from_millis(10);
+
+/// `text` as one word of a POSIX shell command.
+pub fn quote(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:=,+@%".contains(&b);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_string()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// How long a command may take.
+#[derive(Clone, Copy)]
+pub struct Limit<'a> {
+    /// From its start.
+    pub timeout: Duration,
+    /// Ends it early; `None` for cleaning up, which an interrupt asks for and must not stop.
+    pub interrupt: Option<&'a Interrupt>,
+}
+
+/// A command that came to its end.
+#[derive(Debug)]
+pub struct Finished {
+    /// How.
+    pub status: ExitStatus,
+    /// What it printed.
+    pub stdout: String,
+    /// What it complained of.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Its complaint in one line, or its status where it had none.
+    pub fn complaint(&self) -> String {
+        let lines: Vec<&str> = self
+            .stderr
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+            .collect();
+        if lines.is_empty() {
+            self.status.to_string()
+        } else {
+            lines.join("; ")
+        }
+    }
+}
+
+impl Host {
+    /// Runs `script` to its end, with `input` on its standard input.
+    pub fn execute(&self, script: &str, input: Vec<u8>, limit: Limit<'_>) -> Result<Finished> {
+        finish(&mut self.command(script), input, limit)
+            .with_context(|| format!("{}: {script:?}", self.name))
+    }
+
+    /// Runs `script`; `Err` also where it exits with anything but 0.
+    pub fn run(&self, script: &str, limit: Limit<'_>) -> Result<String> {
+        let finished = self.execute(script, Vec::new(), limit)?;
+        if !finished.status.success() {
+            bail!("{}: {script:?} failed: {}", self.name, finished.complaint());
+        }
+        Ok(finished.stdout)
+    }
+
+    /// Puts `contents` into the host's directory as `name`.
+    pub fn copy(&self, contents: Vec<u8>, name: &str, limit: Limit<'_>) -> Result<()> {
+        let directory = quote(&self.directory.to_string_lossy());
+        let path = self.path(name);
+        let script = format!("mkdir -p {directory} && cat >{path}.new && mv {path}.new {path}");
+        let finished = self.execute(&script, contents, limit)?;
+        if !finished.status.success() {
+            bail!(
+                "{}: cannot copy {name} to {directory}: {}",
+                self.name,
+                finished.complaint()
+            );
+        }
+        Ok(())
+    }
+
+    /// The path of the file `name` in the host's directory, quoted for its shell.
+    pub fn path(&self, name: &str) -> String {
+        quote(&self.directory.join(name).to_string_lossy())
+    }
+}
+
+fn finish(command: &mut Command, input: Vec<u8>, limit: Limit<'_>) -> Result<Finished> {
+    let started = Instant::now();
+    // A group of its own: a Ctrl-C on the terminal is the runner's to handle.
+    let mut child = command
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {:?}", command.get_program()))?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    // A command that does not read its input ends all the same; its status tells.
+    thread::spawn(move || stdin.write_all(&input));
+    let stdout = collect(child.stdout.take().context("no stdout")?);
+    let stderr = collect(child.stderr.take().context("no stderr")?);
+
+    let reason = loop {
+        if let Some(status) = child.try_wait().context("cannot wait")? {
+            // Whatever the command left behind may hold its pipes open; what it said itself is there by now.
+            let text = |pipe: mpsc::Receiver<Vec<u8>>| {
+                let bytes = pipe
+                    .recv_timeout(Duration::from_secs(1))
+                    .unwrap_or_default();
+                String::from_utf8_lossy(&bytes).into_owned()
+            };
+            return Ok(Finished {
+                status,
+                stdout: text(stdout),
+                stderr: text(stderr),
+            });
+        }
+        if let Some(Err(interrupted)) = limit.interrupt.map(Interrupt::check) {
+            break anyhow::Error::new(interrupted);
+        }
+        if started.elapsed() >= limit.timeout {
+            break anyhow::anyhow!("no end after {} s", limit.timeout.as_secs_f32());
+        }
+        thread::sleep(TICK);
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(reason)
+}
+
+fn collect(mut pipe: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        // What came before an error is still worth showing.
+        let _ = pipe.read_to_end(&mut bytes);
+        let _ = sender.send(bytes);
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Role;
+
+    fn here() -> (tempfile::TempDir, Host) {
+        let directory = tempfile::tempdir().unwrap();
+        let host = Host {
+            name: "val02".into(),
+            role: Role::Child,
+            ssh: vec!["sh".into(), "-c".into()],
+            directory: directory.path().join("it's here"),
+        };
+        (directory, host)
+    }
+
+    const LIMIT: Limit<'static> = Limit {
+        timeout: Duration::from_secs(20),
+        interrupt: None,
+    };
+
+    #[test]
+    fn a_quoted_word_survives_the_shell() {
+        let (_directory, host) = here();
+        for word in [
+            "plain", "", "a b", "it's", "$(false)", "`x`", "a\"b", "a\nb", "*",
+        ] {
+            let out = host
+                .run(&format!("printf %s {}", quote(word)), LIMIT)
+                .unwrap();
+            assert_eq!(out, word);
+        }
+    }
+
+    #[test]
+    fn a_copied_file_is_the_same() {
+        let (_directory, host) = here();
+        let contents: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        host.copy(contents.clone(), "m.ko", LIMIT).unwrap();
+        assert_eq!(
+            std::fs::read(host.directory.join("m.ko")).unwrap(),
+            contents
+        );
+    }
+
+    #[test]
+    fn a_failure_names_the_host_and_the_complaint() {
+        let (_directory, host) = here();
+        let error = host
+            .run("echo no >&2; exit 3", LIMIT)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("val02: ") && error.ends_with("failed: no"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn deadlines_and_interrupts_end_a_command() {
+        let (_directory, host) = here();
+        let limit = Limit {
+            timeout: Duration::from_millis(30),
+            interrupt: None,
+        };
+        let error = format!(
+            "{:#}",
+            host.run("exec cat /dev/zero >/dev/null", limit)
+                .unwrap_err()
+        );
+        assert!(error.contains("no end after 0.03 s"), "{error}");
+        let interrupt = Interrupt::default();
+        interrupt.raise();
+        let limit = Limit {
+            interrupt: Some(&interrupt),
+            ..LIMIT
+        };
+        let error = host
+            .run("exec cat /dev/zero >/dev/null", limit)
+            .unwrap_err();
+        assert!(
+            error
+                .downcast_ref::<crate::interrupt::Interrupted>()
+                .is_some(),
+            "{error:#}"
+        );
+    }
+}

@@ -1,0 +1,459 @@
+//! Follows the kernel logs of all hosts at once, runs what the run starts on them, and waits for what they say.
+//!
+//! Order: [`Watch::start`] marks and follows each log; [`Watch::spawn`] starts commands; [`Watch::wait`] shows, reads and
+//! audits what arrives until a condition holds; [`Watch::settle`] marks the end, so that the audit misses nothing that
+//! was printed before. Dropping it ends all that is still running.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context, Result};
+use mitosis_core::histogram::Histogram;
+
+use super::audit::{self, Finding, Kind};
+use super::lines::{Latency, Line, Stopped, Total};
+use super::record::{self, Record};
+use crate::cluster::Host;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::progress::Progress;
+
+/// Ends with the ssh session that it runs in: its standard input is a lifeline, and `cat` has the shell's process id.
+/// A log is followed from its oldest record; what comes before the mark is skipped.
+const FOLLOW: &str =
+    "exec 3<&0; { cat <&3; kill $$; } >/dev/null 2>&1 & exec 3<&-; exec cat /dev/kmsg";
+
+/// How often a wait looks at the interrupt.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long a process may take to end once it is told to.
+const PARTING: Duration = Duration::from_secs(2);
+
+/// What a host's log has said since the mark.
+#[derive(Default)]
+pub struct HostLog {
+    /// The host's name.
+    pub name: String,
+    /// The texts of its lines.
+    pub texts: Vec<String>,
+    /// Device and path MTU of a server that is ready.
+    pub ready: Option<(String, u32)>,
+    /// What a client reports of itself at its end.
+    pub total: Option<Total>,
+    /// The client's own percentiles.
+    pub latency: Option<Latency>,
+    /// The client's latencies, for those of the cluster.
+    pub histogram: Histogram,
+    /// Throughput of the latest interval.
+    pub latest_per_s: u64,
+    /// What a server reports of itself at its end.
+    pub stopped: Option<Stopped>,
+    begun: bool,
+    settled: bool,
+    lost: bool,
+    sequence: Option<u64>,
+    time_us: Option<u64>,
+}
+
+impl HostLog {
+    /// Whether a line since the mark holds `text`.
+    pub fn said(&self, text: &str) -> bool {
+        self.texts.iter().any(|line| line.contains(text))
+    }
+}
+
+/// Names a command that [`Watch::spawn`] started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task(usize);
+
+/// How a task ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Whether with exit status 0.
+    pub success: bool,
+    /// What it said on standard error, or its status where it said nothing.
+    pub complaint: String,
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// What it waited for is so.
+    Done,
+    /// Its deadline came first.
+    Late,
+    /// A finding came first: there is nothing left to wait for.
+    Broken,
+}
+
+/// What ends a wait before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// A finding, or an interrupt.
+    Eager,
+    /// Nothing: for cleaning up, which a failed or interrupted run needs as well.
+    Stubborn,
+}
+
+enum Event {
+    Line { stream: usize, text: String },
+    Closed { stream: usize, complaint: String },
+}
+
+enum Purpose {
+    Log,
+    Task,
+}
+
+struct Stream {
+    host: usize,
+    purpose: Purpose,
+    child: Child,
+    lifeline: Option<ChildStdin>,
+    ended: Option<Ended>,
+}
+
+/// See the module's front comment.
+pub struct Watch<'a> {
+    /// One for each host, in the order that [`Watch::start`] was given.
+    pub logs: Vec<HostLog>,
+    /// What was found so far.
+    pub findings: Vec<Finding>,
+    hosts: &'a [Host],
+    progress: &'a Progress,
+    interrupt: &'a Interrupt,
+    token: String,
+    grace: Duration,
+    broken_since: Option<Instant>,
+    streams: Vec<Stream>,
+    events: Receiver<Event>,
+    sender: Sender<Event>,
+}
+
+impl<'a> Watch<'a> {
+    /// Marks the log of each host and follows it from there. After a finding, waits go on for `grace`, so that a trace
+    /// or a reason that follows it is still shown.
+    pub fn start(
+        hosts: &'a [Host],
+        grace: Duration,
+        timeout: Duration,
+        progress: &'a Progress,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self> {
+        let (sender, events) = mpsc::channel();
+        let mut watch = Self {
+            logs: hosts
+                .iter()
+                .map(|host| HostLog {
+                    name: host.name.clone(),
+                    ..HostLog::default()
+                })
+                .collect(),
+            findings: Vec::new(),
+            hosts,
+            progress,
+            interrupt,
+            token: format!("{:016x}", rand::random::<u64>()),
+            grace,
+            broken_since: None,
+            streams: Vec::new(),
+            events,
+            sender,
+        };
+        let mark = watch.mark("begin");
+        for host in 0..hosts.len() {
+            watch.stream(host, Purpose::Log, &format!("{mark} || exit 1; {FOLLOW}"))?;
+        }
+        match watch.wait(timeout, Patience::Eager, |watch| {
+            watch.logs.iter().all(|log| log.begun)
+        })? {
+            Waited::Done => Ok(watch),
+            Waited::Late | Waited::Broken => {
+                let silent: Vec<&str> = watch
+                    .logs
+                    .iter()
+                    .filter(|log| !log.begun)
+                    .map(|log| log.name.as_str())
+                    .collect();
+                let reason = watch
+                    .findings
+                    .first()
+                    .map_or(String::new(), |finding| format!(": {}", finding.line));
+                bail!("{}: cannot follow /dev/kmsg{reason}", silent.join(", "))
+            }
+        }
+    }
+
+    fn mark(&self, what: &str) -> String {
+        format!("echo '<6>mitosis-stress: {what} {}' >/dev/kmsg", self.token)
+    }
+
+    /// Starts `script` on a host; its output is shown as that host's.
+    pub fn spawn(&mut self, host: usize, script: &str) -> Result<Task> {
+        self.stream(host, Purpose::Task, script).map(Task)
+    }
+
+    /// How `task` ended, once it has.
+    pub fn ended(&self, task: Task) -> Option<&Ended> {
+        self.streams.get(task.0)?.ended.as_ref()
+    }
+
+    /// Notes something that no log says.
+    pub fn find(&mut self, host: &str, kind: Kind, line: impl Into<String>) {
+        let finding = Finding {
+            host: host.to_string(),
+            kind,
+            line: line.into(),
+        };
+        self.broken_since.get_or_insert_with(Instant::now);
+        self.findings.push(finding);
+    }
+
+    /// Takes what arrives until `done`, for at most `timeout`.
+    pub fn wait(
+        &mut self,
+        timeout: Duration,
+        patience: Patience,
+        mut done: impl FnMut(&Self) -> bool,
+    ) -> Result<Waited, Interrupted> {
+        let started = Instant::now();
+        loop {
+            if done(self) {
+                return Ok(Waited::Done);
+            }
+            if patience == Patience::Eager {
+                self.interrupt.check()?;
+                if self
+                    .broken_since
+                    .is_some_and(|since| since.elapsed() >= self.grace)
+                {
+                    return Ok(Waited::Broken);
+                }
+            }
+            let left = timeout.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Ok(Waited::Late);
+            }
+            match self.events.recv_timeout(left.min(TICK)) {
+                Ok(event) => self.handle(event),
+                // `self` holds a sender: the channel stays connected.
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+        }
+    }
+
+    /// Marks the end of each log and takes all that comes before the mark.
+    pub fn settle(&mut self, timeout: Duration) {
+        let mark = self.mark("end");
+        for host in 0..self.hosts.len() {
+            if !self.logs[host].lost {
+                // A host that cannot be reached any more is one whose mark does not come.
+                let _ = self.spawn(host, &mark);
+            }
+        }
+        let all = |watch: &Self| watch.logs.iter().all(|log| log.settled || log.lost);
+        if matches!(
+            self.wait(timeout, Patience::Stubborn, all),
+            Ok(Waited::Done)
+        ) {
+            return;
+        }
+        for host in 0..self.logs.len() {
+            if !self.logs[host].settled && !self.logs[host].lost {
+                let line = format!(
+                    "the end of its log was not read within {} s",
+                    timeout.as_secs()
+                );
+                let name = self.logs[host].name.clone();
+                self.find(&name, Kind::HostLost, line);
+            }
+        }
+    }
+
+    fn stream(&mut self, host: usize, purpose: Purpose, script: &str) -> Result<usize> {
+        let name = &self.hosts[host].name;
+        let mut child = self.hosts[host]
+            .command(script)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{name}: cannot start {:?}", self.hosts[host].ssh[0]))?;
+        let stream = self.streams.len();
+        let stdout = child.stdout.take().context("no stdout")?;
+        let mut stderr = child.stderr.take().context("no stderr")?;
+        let complaint = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = stderr.read_to_end(&mut bytes);
+            String::from_utf8_lossy(&bytes)
+                .lines()
+                .map(str::trim)
+                .collect::<Vec<_>>()
+                .join("; ")
+        });
+        let sender = self.sender.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).split(b'\n') {
+                let Ok(line) = line else { break };
+                let text = String::from_utf8_lossy(&line).into_owned();
+                if sender.send(Event::Line { stream, text }).is_err() {
+                    return;
+                }
+            }
+            let complaint = complaint.join().unwrap_or_default();
+            let _ = sender.send(Event::Closed { stream, complaint });
+        });
+        let lifeline = child.stdin.take();
+        self.streams.push(Stream {
+            host,
+            purpose,
+            child,
+            lifeline,
+            ended: None,
+        });
+        Ok(stream)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Line { stream, text } => {
+                let Stream {
+                    host, ref purpose, ..
+                } = self.streams[stream];
+                match purpose {
+                    Purpose::Log => self.log_line(host, &text),
+                    Purpose::Task => {
+                        // Shown in the form of a log line, and never mistaken for one.
+                        let name = &self.logs[host].name;
+                        self.progress
+                            .line(&format!("@{name:<9} {}", text.trim_end()));
+                    }
+                }
+            }
+            Event::Closed { stream, complaint } => {
+                let stream = &mut self.streams[stream];
+                let status = end(&mut stream.child);
+                let complaint = match (complaint.is_empty(), status) {
+                    (false, _) => complaint,
+                    (true, Some(status)) => status.to_string(),
+                    (true, None) => "it could not be waited for".into(),
+                };
+                stream.ended = Some(Ended {
+                    success: status.is_some_and(|status| status.success()),
+                    complaint: complaint.clone(),
+                });
+                if let Purpose::Log = stream.purpose {
+                    let log = &mut self.logs[stream.host];
+                    log.lost = true;
+                    let name = log.name.clone();
+                    // What a full ring tells a reader that it has overtaken.
+                    let kind = if complaint.contains("Broken pipe") {
+                        Kind::LostRecords
+                    } else {
+                        Kind::HostLost
+                    };
+                    self.find(
+                        &name,
+                        kind,
+                        format!("its kernel log is no longer read: {complaint}"),
+                    );
+                }
+            }
+        }
+    }
+
+    fn log_line(&mut self, host: usize, line: &str) {
+        let Some(record) = Record::parse(line) else {
+            return;
+        };
+        let log = &mut self.logs[host];
+        let before = log.sequence.replace(record.sequence);
+        let missing = before.map_or(0, |before| record.sequence.saturating_sub(before + 1));
+        let is_mark = |what: &str| {
+            record
+                .text
+                .ends_with(&format!("mitosis-stress: {what} {}", self.token))
+        };
+        if !log.begun {
+            log.begun = is_mark("begin");
+            log.time_us = Some(record.time_us);
+            return;
+        }
+        let name = log.name.clone();
+        if is_mark("end") {
+            log.settled = true;
+        } else {
+            self.progress.line(&record::show(
+                &name,
+                log.time_us.replace(record.time_us),
+                &record,
+            ));
+            log.texts.push(record.text.clone());
+            log.read(&record.text);
+        }
+        if missing > 0 {
+            self.find(
+                &name,
+                Kind::LostRecords,
+                format!("{missing} records before: {}", record.text),
+            );
+        }
+        match audit::classify(&record) {
+            Some(kind) => self.find(&name, kind, record.text),
+            None => self
+                .progress
+                .throughput(self.logs.iter().map(|log| log.latest_per_s).sum()),
+        }
+    }
+}
+
+impl HostLog {
+    fn read(&mut self, text: &str) {
+        match Line::parse(text) {
+            Some(Line::Ready { device, mtu }) => self.ready = Some((device, mtu)),
+            Some(Line::Passed { requests_per_s }) => self.latest_per_s = requests_per_s,
+            Some(Line::Total(total)) => self.total = Some(total),
+            Some(Line::Latency(latency)) => self.latency = Some(latency),
+            Some(Line::Buckets(pairs)) => {
+                for (index, count) in pairs {
+                    // An index that does not exist leaves the counts unequal, which the report finds.
+                    let _ = self.histogram.add(index, count);
+                }
+            }
+            Some(Line::Stopped(stopped)) => self.stopped = Some(stopped),
+            None => {}
+        }
+    }
+}
+
+/// Waits for a process that has closed its output, and kills it if it does not end.
+fn end(child: &mut Child) -> Option<std::process::ExitStatus> {
+    let started = Instant::now();
+    while started.elapsed() < PARTING {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            Ok(None) => thread::sleep(Duration::from_millis(5)),
+            Err(_) => break,
+        }
+    }
+    let _ = child.kill();
+    child.wait().ok()
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        // All lifelines first, so that the hosts end their sides at the same time.
+        for stream in &mut self.streams {
+            stream.lifeline = None;
+        }
+        for stream in &mut self.streams {
+            if stream.ended.is_none() {
+                end(&mut stream.child);
+            }
+        }
+    }
+}

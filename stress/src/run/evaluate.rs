@@ -1,0 +1,139 @@
+//! From what the logs said to figures and findings.
+
+use mitosis_core::histogram::Histogram;
+
+use super::passes::Reached;
+use super::Plan;
+use crate::cluster::Role;
+use crate::klog::audit::Kind;
+use crate::klog::lines::{Latency, Total};
+use crate::klog::watch::Watch;
+use crate::report::{Figures, HostFigures, Report};
+
+/// Fills `report` with the clients' figures, their sums, and all that was found.
+pub(super) fn evaluate(
+    plan: &Plan<'_>,
+    reached: Reached<'_>,
+    watch: &mut Watch<'_>,
+    report: &mut Report,
+) {
+    let mut answered = 0;
+    let mut histogram = Histogram::new();
+    let mut latencies = Vec::new();
+    let clients = reached
+        .started
+        .iter()
+        .filter(|started| started.pass.role == Role::Child && started.pass.done.is_some());
+    for host in clients
+        .flat_map(|started| &started.tasks)
+        .map(|&(host, _)| host)
+    {
+        let log = &watch.logs[host];
+        let name = log.name.clone();
+        let Some(total) = log.total else {
+            let line = if reached.complete {
+                "it did not report its figures"
+            } else {
+                "it did not come to its end"
+            };
+            watch.find(&name, Kind::MissingClient, line);
+            continue;
+        };
+        let counted = log.histogram.count();
+        histogram.merge(&log.histogram);
+        let latency = log.latency;
+        latencies.extend(latency);
+        answered += total.requests;
+        report.hosts.push(HostFigures {
+            name: name.clone(),
+            figures: figures(total, latency),
+        });
+
+        if total.requests == 0 {
+            watch.find(
+                &name,
+                Kind::ZeroThroughput,
+                "not one of its requests was answered",
+            );
+        }
+        if total.errors > 0 {
+            watch.find(
+                &name,
+                Kind::FailedRequests,
+                format!("{} of its requests failed", total.errors),
+            );
+        }
+        if counted != total.requests {
+            let line = format!(
+                "it reports {} answered requests and {counted} latencies",
+                total.requests
+            );
+            watch.find(&name, Kind::Accounting, line);
+        }
+    }
+
+    let figures = report.hosts.iter().map(|host| &host.figures);
+    report.totals = Figures {
+        requests: figures.clone().map(|figures| figures.requests).sum(),
+        requests_per_s: figures.clone().map(|figures| figures.requests_per_s).sum(),
+        errors: figures.map(|figures| figures.errors).sum(),
+        latency_ns: cluster_latency(&histogram, &latencies),
+    };
+
+    for (host, log) in plan.hosts.iter().zip(0..watch.logs.len()) {
+        let (ready, stopped) = (watch.logs[log].ready.clone(), watch.logs[log].stopped);
+        if let Some(info) = report
+            .cluster
+            .hosts
+            .iter_mut()
+            .find(|info| info.name == host.name)
+        {
+            if let Some((device, mtu)) = ready {
+                info.device = Some(device);
+                info.mtu = Some(mtu);
+            }
+        }
+        let Some(stopped) = stopped else { continue };
+        if stopped.errors > 0 {
+            watch.find(
+                &host.name,
+                Kind::FailedRequests,
+                format!("the server counted {} errors", stopped.errors),
+            );
+        }
+        if stopped.requests < answered {
+            let line = format!(
+                "the server executed {} requests, the clients count {answered}",
+                stopped.requests
+            );
+            watch.find(&host.name, Kind::Accounting, line);
+        }
+    }
+    report.findings.append(&mut watch.findings);
+}
+
+fn figures(total: Total, latency: Option<Latency>) -> Figures {
+    // Divided after multiplying, in a type that holds the product of any two of its operands.
+    let per_s = u128::from(total.requests) * 1_000_000 / u128::from(total.elapsed_us.max(1));
+    Figures {
+        requests: total.requests,
+        requests_per_s: u64::try_from(per_s).unwrap_or(u64::MAX),
+        errors: total.errors,
+        latency_ns: latency,
+    }
+}
+
+/// Percentiles of all clients' requests together: percentiles cannot be averaged, buckets can be added.
+fn cluster_latency(histogram: &Histogram, latencies: &[Latency]) -> Option<Latency> {
+    let max = latencies
+        .iter()
+        .map(|latency| latency.max)
+        .max()
+        .or(histogram.max_ns())?;
+    Some(Latency {
+        p50: histogram.quantile_ns(500)?,
+        p99: histogram.quantile_ns(990)?,
+        p999: histogram.quantile_ns(999)?,
+        max,
+    })
+}

@@ -1,0 +1,273 @@
+//! One run: inspect the hosts, load what the template says in its order, wait, unload, audit.
+//!
+//! Whatever goes wrong becomes a finding of the [`Report`], and what was loaded is unloaded all the same.
+
+mod evaluate;
+mod inspect;
+mod passes;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+pub use self::inspect::{inspect, parent_gid, Inspected, Port};
+use crate::cluster::Host;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::klog::audit::{self, Finding, Kind};
+use crate::klog::record::Record;
+use crate::klog::watch::Watch;
+use crate::modules::Module;
+use crate::progress::Progress;
+use crate::report::{HostInfo, Report};
+use crate::settings::Gid;
+use crate::template::RunPass;
+
+/// How long each step may take, beyond what it is asked to last.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// A short command on a host, a copied module, a mark in a log.
+    pub command: Duration,
+    /// insmod, which returns at once unless something hangs.
+    pub load: Duration,
+    /// From a loaded server to its ready line.
+    pub ready: Duration,
+    /// What clients may take beyond the time that they run: connecting, and reporting at the end.
+    pub slack: Duration,
+    /// rmmod, which waits for the module's threads.
+    pub unload: Duration,
+    /// From the first finding to giving up: long enough for the rest of a trace.
+    pub grace: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            command: Duration::from_secs(30),
+            load: Duration::from_secs(60),
+            ready: Duration::from_secs(30),
+            slack: Duration::from_secs(60),
+            unload: Duration::from_secs(30),
+            grace: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What a run is given.
+pub struct Plan<'a> {
+    /// The run's name, for the report.
+    pub target: String,
+    /// The machines, the parent first.
+    pub hosts: &'a [Host],
+    /// Whether the machines are gone after the run, so that an interrupt need not unload anything.
+    pub disposable: bool,
+    /// The template's.
+    pub passes: &'a [RunPass],
+    /// The template's, with the command line's over them.
+    pub parameters: &'a BTreeMap<String, u64>,
+    /// The server's GID, where it is known.
+    pub parent_gid: Option<Gid>,
+    /// Holds `modules/<release>/`.
+    pub out: &'a Path,
+    /// How long to wait.
+    pub deadlines: Deadlines,
+}
+
+/// Does the run. An interrupt ends it early, with everything unloaded, as a finding of that kind.
+pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Report {
+    let started = Instant::now();
+    let mut report = Report::new(plan);
+    match prepare(plan, progress, interrupt, &mut report) {
+        Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
+        Ok(prepared) => {
+            match Watch::start(
+                plan.hosts,
+                plan.deadlines.grace,
+                plan.deadlines.command,
+                progress,
+                interrupt,
+            ) {
+                Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
+                Ok(mut watch) => {
+                    let reached = passes::perform(plan, &prepared, &mut watch, progress, interrupt);
+                    evaluate::evaluate(plan, reached, &mut watch, &mut report);
+                }
+            }
+        }
+    }
+    if interrupt.is_raised() && !report.interrupted() {
+        report
+            .findings
+            .push(finding_of(&Interrupted.into(), plan.hosts));
+    }
+    report.seconds = started.elapsed().as_secs_f64();
+    report
+}
+
+/// What [`prepare`] found and passes need.
+struct Prepared {
+    gid: Gid,
+    /// A base of session keys for each host, far enough apart that no two machines ever ask for the same.
+    session_id_bases: Vec<u64>,
+    /// By host, then by module.
+    depends: BTreeMap<String, Vec<String>>,
+}
+
+fn prepare(
+    plan: &Plan<'_>,
+    progress: &Progress,
+    interrupt: &Interrupt,
+    report: &mut Report,
+) -> Result<Prepared> {
+    progress.step(&format!("inspecting {} hosts", plan.hosts.len()));
+    let inspected = on_all(plan.hosts, |host| {
+        inspect(host, plan.deadlines.command, interrupt)
+    })?;
+    let gid = parent_gid(plan.hosts, &inspected, plan.parent_gid)?;
+    for (host, inspected) in plan.hosts.iter().zip(&inspected) {
+        let port = inspected
+            .ports
+            .iter()
+            .find(|port| port.gids.contains(&gid))
+            .or(inspected.ports.first());
+        report.cluster.hosts.push(HostInfo {
+            name: host.name.clone(),
+            role: host.role,
+            kernel: Some(inspected.kernel.clone()),
+            device: port.map(|port| port.device.clone()),
+            mtu: port.and_then(|port| port.mtu),
+        });
+    }
+
+    progress.step("copying modules");
+    // All are checked before any is copied.
+    let mut modules = Vec::new();
+    let mut depends = BTreeMap::new();
+    for (host, inspected) in plan.hosts.iter().zip(&inspected) {
+        for name in plan
+            .passes
+            .iter()
+            .filter(|pass| pass.role == host.role)
+            .filter_map(|pass| pass.module.as_ref())
+        {
+            let module = Module::load(plan.out, &inspected.kernel, name)?;
+            if module.release != inspected.kernel {
+                anyhow::bail!(
+                    "{}: {name}.ko was built for {}, {} runs {}: run `make clean`, then `make build-rpc-bench`",
+                    host.name,
+                    module.release,
+                    host.name,
+                    inspected.kernel
+                );
+            }
+            depends.insert(name.clone(), module.depends.clone());
+            modules.push((host.clone(), module));
+        }
+    }
+    let limit = crate::cluster::shell::Limit {
+        timeout: plan.deadlines.command,
+        interrupt: Some(interrupt),
+    };
+    on_all(&modules, |(host, module)| {
+        host.copy(
+            module.contents.clone(),
+            &format!("{}.ko", module.name),
+            limit,
+        )
+    })?;
+    Ok(Prepared {
+        gid,
+        session_id_bases: session_id_bases(plan.hosts.len()),
+        depends,
+    })
+}
+
+/// The document's first remark: a random base for each machine. A base is a multiple of the most threads that a machine
+/// can have, so that those of different machines cannot overlap, and bases are drawn without repetition.
+fn session_id_bases(hosts: usize) -> Vec<u64> {
+    let mut bases = Vec::with_capacity(hosts);
+    while bases.len() < hosts {
+        // The last step of all stays below 2^31, whatever integer a module keeps it in.
+        let base = u64::from(rand::random::<u32>() >> 1) / crate::parameters::MOST_THREADS
+            * crate::parameters::MOST_THREADS;
+        if base != 0 && !bases.contains(&base) {
+            bases.push(base);
+        }
+    }
+    bases
+}
+
+/// Does something for all `items` at once; the first error counts.
+fn on_all<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items
+            .iter()
+            .map(|item| scope.spawn(move || work(item)))
+            .collect();
+        let results = threads.into_iter().map(|thread| {
+            thread.join().unwrap_or_else(|_| {
+                Err(anyhow::anyhow!(
+                    "a thread of the runner panicked; its message is above"
+                ))
+            })
+        });
+        // All are waited for, so that nothing is still under way when the run goes on to clean up.
+        results.collect::<Vec<_>>().into_iter().collect()
+    })
+}
+
+/// An error that kept a run from taking place, or from going on; it may be about one of `hosts`.
+pub fn finding_of(error: &anyhow::Error, hosts: &[Host]) -> Finding {
+    let interrupted = error.downcast_ref::<Interrupted>().is_some();
+    let kind = if interrupted {
+        Kind::Interrupted
+    } else {
+        Kind::Setup
+    };
+    let message = format!("{error:#}");
+    // Messages about one host begin with its name.
+    let about = message
+        .split_once(": ")
+        .filter(|(name, _)| hosts.iter().any(|host| host.name == *name));
+    let (host, line) = about.unwrap_or(("-", &message));
+    Finding {
+        host: host.to_string(),
+        kind,
+        line: line.to_string(),
+    }
+}
+
+/// What the console of a machine that ended by itself says about why.
+pub fn findings_of_console(host: &str, console: &str) -> Vec<Finding> {
+    let ended = Finding {
+        host: host.into(),
+        kind: Kind::HostLost,
+        line: "the machine ended by itself".into(),
+    };
+    let lines = console.lines().filter_map(|line| {
+        // `[   12.345678] text`
+        let text = line
+            .trim()
+            .strip_prefix('[')
+            .and_then(|line| line.split_once("] "))
+            .map_or(line, |(_, text)| text);
+        let record = Record {
+            level: 6,
+            sequence: 0,
+            time_us: 0,
+            text: text.trim().to_string(),
+        };
+        let kind = audit::classify(&record)?;
+        Some(Finding {
+            host: host.into(),
+            kind,
+            line: record.text,
+        })
+    });
+    std::iter::once(ended).chain(lines).collect()
+}
+
+#[cfg(test)]
+mod tests;

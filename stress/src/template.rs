@@ -1,0 +1,397 @@
+//! Templates: what a run or a build is, read from `templates-run/*.toml` and `templates-build/*.toml`.
+//!
+//! ```toml
+//! server_running_secs = 80          # top-level numbers are parameters; a `name=value` on the command line wins
+//!
+//! [build]
+//! template = "templates-build/…"    # what makes the modules, unless another build was made last
+//!
+//! [[pass]]                          # in order; a run's pass happens on all hosts of its role at once
+//! name = "server"
+//! role = "parent"                   # or "child"
+//! module = "mitosis_rpc_server"     # insmod it, or: command = "…", a shell command there
+//! arguments = "running_secs={server_running_secs}"
+//! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
+//! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
+//! ```
+//!
+//! A build's pass has `each = "kernel"`, `"host"` or `"once"` and a `command`. `{name}` stands for a parameter or for one
+//! of the built-in values ([`RUN_VALUES`], [`BUILD_VALUES`]). A template is outside input: whatever it holds that is not
+//! understood is an error that names the file, the place and the reason.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+
+use crate::cluster::Role;
+use crate::refusal::Refusal;
+
+/// Values that a run template may use besides its parameters.
+pub const RUN_VALUES: &[&str] = &["gid", "random"];
+/// Values that a build template may use besides its parameters.
+pub const BUILD_VALUES: &[&str] = &["headers", "out", "release"];
+
+/// A template whose passes are of kind `P`.
+#[derive(Debug)]
+pub struct Template<P> {
+    /// Where it was read from.
+    pub path: PathBuf,
+    /// The numbers at its top.
+    pub parameters: BTreeMap<String, u64>,
+    /// The build template that makes its modules.
+    pub build: Option<PathBuf>,
+    /// In order.
+    pub passes: Vec<P>,
+}
+
+/// One step of a run: the same thing on every host of a role.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunPass {
+    /// What messages call it.
+    pub name: String,
+    /// The hosts.
+    pub role: Role,
+    /// A kernel module to load…
+    pub module: Option<String>,
+    /// …or a shell command to run, as root.
+    pub command: Option<String>,
+    /// What follows the module or the command, with placeholders.
+    #[serde(default)]
+    pub arguments: String,
+    /// A log line with this text says that the next pass can start.
+    pub ready: Option<String>,
+    /// A log line with this text says that this host's part is done.
+    pub done: Option<String>,
+}
+
+/// One step of a build, on the machine that the runner is on unless it says `each = "host"`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildPass {
+    /// What messages call it.
+    pub name: String,
+    /// How often.
+    pub each: Each,
+    /// A shell command, with placeholders.
+    pub command: String,
+}
+
+/// How often a build's pass happens.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Each {
+    /// Once for each kernel release in the cluster.
+    Kernel,
+    /// On each host of a real cluster; virtual machines are gone after their run.
+    Host,
+    /// Once, here.
+    Once,
+}
+
+/// What a pass must offer to be checked.
+pub trait Pass: DeserializeOwned {
+    /// Built-in values besides the parameters.
+    const VALUES: &'static [&'static str];
+    /// The texts that may hold placeholders.
+    fn texts(&self) -> Vec<&str>;
+    /// Whatever serde cannot say.
+    fn check(&self) -> Result<(), String>;
+}
+
+impl Pass for RunPass {
+    const VALUES: &'static [&'static str] = RUN_VALUES;
+
+    fn texts(&self) -> Vec<&str> {
+        let mut texts = vec![self.arguments.as_str()];
+        texts.extend(self.command.as_deref());
+        texts
+    }
+
+    fn check(&self) -> Result<(), String> {
+        match (&self.module, &self.command) {
+            (Some(module), None) => check_module_name(module)?,
+            (None, Some(command)) if !command.trim().is_empty() => {}
+            (None, Some(_)) => return Err("`command` is empty".into()),
+            (Some(_), Some(_)) => return Err("it has both `module` and `command`; keep one".into()),
+            (None, None) => return Err("it has neither `module` nor `command`".into()),
+        }
+        for (key, text) in [("ready", &self.ready), ("done", &self.done)] {
+            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                return Err(format!(
+                    "`{key}` is empty: every log line would match; give a text or leave it out"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pass for BuildPass {
+    const VALUES: &'static [&'static str] = BUILD_VALUES;
+
+    fn texts(&self) -> Vec<&str> {
+        vec![&self.command]
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.command.trim().is_empty() {
+            return Err("`command` is empty".into());
+        }
+        if self.each != Each::Kernel && self.command.contains("{release}") {
+            return Err("`{release}` has a value only in a pass with each = \"kernel\"".into());
+        }
+        Ok(())
+    }
+}
+
+/// A module's name becomes a file name and a word of a shell command.
+fn check_module_name(name: &str) -> Result<(), String> {
+    if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        return Ok(());
+    }
+    Err(format!(
+        "`module` is {name:?}; a module's name is made of letters, digits and _"
+    ))
+}
+
+impl<P> Template<P> {
+    /// The name of its target: the file's, without `.toml`.
+    pub fn target(&self) -> String {
+        self.path
+            .file_stem()
+            .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+impl<P: Pass> Template<P> {
+    /// Reads and checks the template at `path`.
+    pub fn load(path: &Path) -> Result<Self, Refusal> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Refusal::of(format!(
+                "{}: cannot read the template: {error}",
+                path.display()
+            ))
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the template `text`; messages call it `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Refusal> {
+        let refuse = |reason: String| Refusal::of(format!("{}: {reason}", path.display()));
+        let mut table: toml::Table = toml::from_str(text)
+            .map_err(|error| refuse(error.to_string().trim_end().to_string()))?;
+
+        let mut passes = Vec::new();
+        match table.remove("pass") {
+            None => return Err(refuse("it has no [[pass]]: nothing would happen".into())),
+            Some(toml::Value::Array(values)) => {
+                for (index, value) in values.into_iter().enumerate() {
+                    let place = match value.get("name").and_then(toml::Value::as_str) {
+                        Some(name) => format!("pass {} ({name:?})", index + 1),
+                        None => format!("pass {}", index + 1),
+                    };
+                    let pass: P = value.try_into().map_err(|error: toml::de::Error| {
+                        refuse(format!("{place}: {}", error.message()))
+                    })?;
+                    pass.check()
+                        .map_err(|reason| refuse(format!("{place}: {reason}")))?;
+                    passes.push((place, pass));
+                }
+            }
+            Some(_) => {
+                return Err(refuse(
+                    "`pass` is not a list of tables; write [[pass]]".into(),
+                ))
+            }
+        }
+
+        let build = match table.remove("build") {
+            None => None,
+            Some(value) => {
+                let build: Build = value.try_into().map_err(|error: toml::de::Error| {
+                    refuse(format!("[build]: {}", error.message()))
+                })?;
+                Some(build.template)
+            }
+        };
+
+        let mut parameters = BTreeMap::new();
+        for (name, value) in table {
+            let number = value
+                .as_integer()
+                .and_then(|number| u64::try_from(number).ok())
+                .ok_or_else(|| {
+                    refuse(format!(
+                        "`{name}` is {value}; a parameter is a whole number that is not negative"
+                    ))
+                })?;
+            parameters.insert(name, number);
+        }
+
+        for (place, pass) in &passes {
+            for text in pass.texts() {
+                fill(text, |name| {
+                    (parameters.contains_key(name) || P::VALUES.contains(&name)).then(String::new)
+                })
+                .map_err(|name| {
+                    refuse(format!("{place}: {{{name}}} is neither a parameter of this template nor one of {:?}", P::VALUES))
+                })?;
+            }
+        }
+        let passes = passes.into_iter().map(|(_, pass)| pass).collect();
+        Ok(Self {
+            path: path.to_path_buf(),
+            parameters,
+            build,
+            passes,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Build {
+    template: PathBuf,
+}
+
+/// Replaces each `{name}` in `text` by its value. Braces around anything but a lower-case name stay as they are.
+///
+/// Fails with the first name that has no value.
+pub fn fill(text: &str, mut value: impl FnMut(&str) -> Option<String>) -> Result<String, String> {
+    let mut filled = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(open) = rest.find('{') {
+        filled.push_str(&rest[..open]);
+        let after = &rest[open + 1..];
+        let name = after
+            .split_once('}')
+            .map(|(name, _)| name)
+            .filter(|name| is_name(name));
+        match name {
+            Some(name) => {
+                filled.push_str(&value(name).ok_or_else(|| name.to_string())?);
+                rest = &after[name.len() + 1..];
+            }
+            None => {
+                filled.push('{');
+                rest = after;
+            }
+        }
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_lowercase())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal<P: Pass + std::fmt::Debug>(text: &str) -> String {
+        Template::<P>::parse(Path::new("t.toml"), text)
+            .expect_err("must be refused")
+            .to_string()
+    }
+
+    const GOOD: &str = r#"
+        running_secs = 80 # comment
+        [build]
+        template = "templates-build/b.toml"
+        [[pass]]
+        name = "server"
+        role = "parent"
+        module = "mitosis_rpc_server"
+        arguments = "running_secs={running_secs} gid={gid}"
+        ready = "ready"
+        [[pass]]
+        name = "load"
+        role = "child"
+        command = "for i in 1 2; do { echo $i; }; done"
+    "#;
+
+    #[test]
+    fn a_good_template_is_understood() {
+        let template = Template::<RunPass>::parse(Path::new("a/peak.toml"), GOOD).unwrap();
+        assert_eq!(template.target(), "peak");
+        assert_eq!(template.parameters["running_secs"], 80);
+        assert_eq!(
+            template.build.as_deref(),
+            Some(Path::new("templates-build/b.toml"))
+        );
+        assert_eq!(template.passes.len(), 2);
+        assert_eq!(template.passes[0].role, Role::Parent);
+    }
+
+    #[test]
+    fn the_message_names_the_file_the_place_and_the_reason() {
+        let pass = |fields: &str| format!("[[pass]]\nname = \"p\"\nrole = \"child\"\n{fields}");
+        let cases = [
+            (String::new(), "t.toml: it has no [[pass]]"),
+            ("a = ".into(), "t.toml: TOML parse error at line 1"),
+            ("pass = 3".into(), "`pass` is not a list of tables"),
+            (
+                format!("a = -1\n{}", pass("module = \"m\"")),
+                "`a` is -1; a parameter is a whole number",
+            ),
+            (
+                format!("a = \"x\"\n{}", pass("module = \"m\"")),
+                "`a` is \"x\"",
+            ),
+            (
+                pass("modul = \"m\""),
+                "pass 1 (\"p\"): unknown field `modul`",
+            ),
+            (pass(""), "neither `module` nor `command`"),
+            (
+                pass("module = \"m\"\ncommand = \"c\""),
+                "both `module` and `command`",
+            ),
+            (pass("module = \"../m\""), "a module's name is made of"),
+            (pass("module = \"m\"\ndone = \" \""), "`done` is empty"),
+            (
+                pass("module = \"m\"\narguments = \"a={b}\""),
+                "{b} is neither a parameter",
+            ),
+            (
+                pass("module = \"m\"\n[build]\ntemplat = \"x\""),
+                "[build]: unknown field `templat`",
+            ),
+            (
+                "[[pass]]\nname = \"p\"\nrole = \"boss\"\nmodule = \"m\"".into(),
+                "unknown variant `boss`",
+            ),
+            (
+                "[[pass]]\nrole = \"child\"\nmodule = \"m\"".into(),
+                "pass 1: missing field `name`",
+            ),
+        ];
+        for (text, want) in cases {
+            let message = refusal::<RunPass>(&text);
+            assert!(
+                message.starts_with("t.toml: ") && message.contains(want),
+                "{text}\n gave {message}"
+            );
+        }
+        let message = refusal::<BuildPass>(
+            "[[pass]]\nname = \"x\"\neach = \"once\"\ncommand = \"make {release}\"",
+        );
+        assert!(message.contains("each = \"kernel\""), "{message}");
+    }
+
+    #[test]
+    fn only_names_in_braces_are_replaced() {
+        let value = |name: &str| (name == "a").then(|| "1".to_string());
+        assert_eq!(fill("x={a} {a}{a}", value), Ok("x=1 11".into()));
+        assert_eq!(fill("{ a; } {} {", value), Ok("{ a; } {} {".into()));
+        assert_eq!(fill("x={b}", value), Err("b".into()));
+    }
+}
