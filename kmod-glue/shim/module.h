@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/* What the modules' C files may call of Rust. */
+#ifndef MITOSIS_MODULE_H
+#define MITOSIS_MODULE_H
+
+#include <linux/types.h>
+
+struct mitosis_server_parameters {
+	u32 running_secs;
+	u32 test_rpc_id;
+	u32 qd_hint;
+	u32 service_id;
+};
+
+struct mitosis_client_parameters {
+	u32 server_qd_hint;
+	u32 client_qd_hint;
+	u32 server_service_id;
+	u32 client_service_id_base;
+	u32 test_rpc_id;
+	u32 running_secs;
+	u32 report_interval;
+	u32 thread_count;
+	u32 session_id_base;
+	u32 gid_len;
+	const u8 *gid;
+};
+
+/* Start answers at once: 0, or a negative errno and a line in the log. */
+int mitosis_server_start(const struct mitosis_server_parameters *parameters);
+void mitosis_server_stop(void);
+int mitosis_client_start(const struct mitosis_client_parameters *parameters);
+void mitosis_client_stop(void);
+
+#endif

@@ -1,0 +1,669 @@
+//! `mitosis_rpc_server`: the server of the stress test.
+//!
+//! One thread receives and answers (the document's remark 2), on every active port of the machine. Beside it, the
+//! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
+
+use core::ops::ControlFlow;
+
+use mitosis_core::rpc::server::{Action, PeerId, Server, ServerConfig, Session, ANSWER_LEN};
+use mitosis_core::sync::spsc::{Consumer, Producer};
+use mitosis_core::wire::{ErrorCode, Header, Malformed, HEADER_LEN};
+
+use crate::cm::{Listener, Queues, MAX_SERVICE_ID};
+use crate::devices::{Devices, Port};
+use crate::endpoint::{Endpoint, Source, Ticket, QKEY};
+use crate::errno::Errno;
+use crate::ffi;
+use crate::memory::{Owned, Table};
+use crate::module::{Control, Slot};
+use crate::peers::Peers;
+use crate::resolver::{Found, Job, Jobs, Resolver, Results, IN_FLIGHT};
+use crate::sync::Stop;
+use crate::thread::{give_way, now_ns, online_cpus, random, Event, Thread};
+use crate::verbs::{
+    Completion, Destination, Direction, MappedPage, ProtectionDomain, BATCH, GRH_LEN,
+};
+use crate::{error, info, warning};
+
+/// Sessions that the server keeps: a thousand clients' threads and room for those that come anew.
+const SESSIONS: usize = 1024;
+/// Receive buffers a port: one for each session, so that synchronous clients can never overrun them.
+const RECEIVE_BUFFERS: u32 = SESSIONS as u32;
+/// Buffers a port for answers that belong to no session.
+const ANSWER_BUFFERS: usize = 32;
+/// A session of which nothing is heard is given up after this.
+const IDLE_TIMEOUT_NS: u64 = 30_000_000_000;
+/// A client that has not shown that it got our Accept is given up after this.
+const HANDSHAKE_TIMEOUT_NS: u64 = 5_000_000_000;
+/// How long to look again before sleeping, if there is a processor to spare.
+const SPIN_NS: u64 = 20_000;
+/// Longest sleep, so that the clock is looked at.
+const NAP_NS: u64 = 500_000_000;
+
+static SLOT: Slot = Slot::empty();
+
+/// Starts the server. Called by insmod.
+///
+/// # Safety
+/// `parameters` is valid during the call.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerParameters) -> i32 {
+    // SAFETY: by this function's contract.
+    let parameters = unsafe { *parameters };
+    if parameters.running_secs == 0 {
+        error!("running_secs is 0: the server would stop at once");
+        return Errno::INVALID.0;
+    }
+    if parameters.service_id > MAX_SERVICE_ID {
+        error!("service_id is ", parameters.service_id, ", more than ", MAX_SERVICE_ID);
+        return Errno::INVALID.0;
+    }
+    let body = move |control: &Control| match serve(&parameters, control) {
+        Ok(()) => {}
+        Err(failure) => failure.log(),
+    };
+    match SLOT.load(c"mitosis_server", body) {
+        Ok(()) => 0,
+        Err(errno) => {
+            error!("cannot start the server's thread: ", errno);
+            errno.0
+        }
+    }
+}
+
+/// Stops the server. Called by rmmod.
+#[no_mangle]
+pub extern "C" fn mitosis_server_stop() {
+    SLOT.unload();
+}
+
+/// Why the server ended before its time.
+enum Failure {
+    NoPort,
+    DeviceRemoved,
+    Kernel(&'static str, Errno),
+    Receive { status: u32 },
+}
+
+impl Failure {
+    fn log(&self) {
+        match *self {
+            Failure::NoPort => error!(
+                "rpc server failed: this machine has no active RDMA port: load a driver, or make one by `rdma link \
+                 add rxe0 type rxe netdev eth0`"
+            ),
+            Failure::DeviceRemoved => {
+                error!("rpc server failed: its RDMA device is being removed")
+            }
+            Failure::Kernel(step, errno) => error!("rpc server failed: ", step, ": ", errno),
+            Failure::Receive { status } => {
+                error!("rpc server failed: a receive ended with completion status ", status)
+            }
+        }
+    }
+}
+
+fn kernel(step: &'static str) -> impl FnOnce(Errno) -> Failure {
+    move |errno| Failure::Kernel(step, errno)
+}
+
+/// The life of the server's thread. What is declared first is dropped last.
+fn serve(parameters: &ffi::ServerParameters, control: &Control) -> Result<(), Failure> {
+    info!("starting rpc server");
+    let event = &control.event;
+    let devices = Devices::open(event).map_err(kernel("cannot watch RDMA devices"))?;
+    let found = devices.ports();
+    if found.as_slice().is_empty() {
+        return Err(Failure::NoPort);
+    }
+    let ports: Table<(Port, ProtectionDomain)> =
+        Table::try_new(found.as_slice().len(), |index| {
+            let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
+            Ok((*port, ProtectionDomain::new(port)?))
+        })
+        .map_err(kernel("cannot allocate protection domains"))?;
+    let mut sessions = Table::try_new(SESSIONS, |_| Ok(Session::default()))
+        .map_err(kernel("cannot allocate sessions"))?;
+
+    let wake_resolver = Event::new().map_err(kernel("cannot allocate"))?;
+    let stop_resolver = Stop::new();
+    let mut jobs = Owned::new(Jobs::new()).map_err(kernel("cannot allocate"))?;
+    let mut results = Owned::new(Results::new()).map_err(kernel("cannot allocate"))?;
+    let (jobs_in, jobs_out) = jobs.split();
+    let (results_in, results_out) = results.split();
+
+    let lines = Table::try_new(ports.len(), |index| {
+        let (port, pd) = ports.get(index).ok_or(Errno::INVALID)?;
+        PortLine::open(port, pd, event)
+    })
+    .map_err(kernel("cannot create a queue pair"))?;
+    let datagram_len = lines
+        .iter()
+        .map(|line| line.endpoint.datagram_len())
+        .max()
+        .unwrap_or(0);
+    let config = ServerConfig {
+        epoch: random() as u32,
+        datagram_len,
+        idle_timeout_ns: IDLE_TIMEOUT_NS,
+        handshake_timeout_ns: HANDSHAKE_TIMEOUT_NS,
+    };
+    let replies = Table::try_new(SESSIONS, |_| Ok(None)).map_err(kernel("cannot allocate"))?;
+    let peers = Peers::new(SESSIONS * 2).map_err(kernel("cannot allocate"))?;
+    let queues = Table::try_new(lines.len(), |index| {
+        let (port, _) = ports.get(index).ok_or(Errno::INVALID)?;
+        let line = lines.get(index).ok_or(Errno::INVALID)?;
+        Ok((*port, line.endpoint.qpn()))
+    })
+    .map_err(kernel("cannot allocate"))?;
+
+    let mut serving = Serving {
+        core: Server::new(config, &mut sessions),
+        lines,
+        replies,
+        peers,
+        ports: &ports,
+        jobs: jobs_in,
+        jobs_out: 0,
+        results: results_out,
+        wake_resolver: &wake_resolver,
+        test_rpc_id: parameters.test_rpc_id,
+        unresolved: 0,
+        errors: 0,
+    };
+    let resolver = Resolver {
+        ports: &ports,
+        jobs: jobs_out,
+        results: results_in,
+        wake: &wake_resolver,
+        found: event,
+        stop: &stop_resolver,
+    };
+    // SAFETY: dropped at the end of this function, or by an early return.
+    let resolver_thread = unsafe {
+        Thread::start(c"mitosis_resolver", 0, move || resolver.run())
+            .map_err(kernel("cannot start the resolver"))?
+    };
+    let end_resolver = EndOnDrop {
+        stop: &stop_resolver,
+        wake: &wake_resolver,
+    };
+
+    let queues = Queues {
+        hint: parameters.qd_hint,
+        queues: &queues,
+    };
+    let listen = |infiniband| {
+        let wanted = ports
+            .iter()
+            .any(|(port, _)| port.is_infiniband() == infiniband);
+        wanted
+            .then(|| Listener::open(parameters.service_id, infiniband, &queues))
+            .transpose()
+            .map_err(kernel("cannot listen at the service (another server?)"))
+    };
+    let listeners = (listen(false)?, listen(true)?);
+
+    for (line, (port, _)) in serving.lines.iter().zip(ports.iter()) {
+        info!(
+            "rpc server ready: service ",
+            parameters.service_id,
+            ", hint ",
+            parameters.qd_hint,
+            ", device ",
+            *port,
+            ", gid ",
+            port.gid(),
+            ", mtu ",
+            port.mtu_bytes(),
+            ", ",
+            line.endpoint.receive_buffers(),
+            " receive buffers"
+        );
+    }
+    let outcome = serving.run(
+        control,
+        &devices,
+        u64::from(parameters.running_secs) * 1_000_000_000,
+    );
+    drop(listeners);
+    drop(end_resolver);
+    drop(resolver_thread);
+    serving.log_totals();
+    outcome
+}
+
+/// Tells the resolver to end, however the server's function is left.
+struct EndOnDrop<'a> {
+    stop: &'a Stop,
+    wake: &'a Event,
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.stop.want();
+        self.wake.signal();
+    }
+}
+
+/// A buffer to send from.
+struct SendBuffer {
+    buffer: MappedPage,
+    /// The last send from it that asked for a completion.
+    ticket: Ticket,
+}
+
+impl SendBuffer {
+    fn new(pd: &ProtectionDomain) -> Result<SendBuffer, Errno> {
+        Ok(SendBuffer {
+            buffer: MappedPage::new(pd, Direction::ToDevice)?,
+            ticket: Ticket::default(),
+        })
+    }
+}
+
+/// One port: its queue pair, dropped first, and buffers for answers that belong to no session.
+struct PortLine<'a> {
+    endpoint: Endpoint<'a>,
+    answers: Table<SendBuffer>,
+    next_answer: usize,
+}
+
+impl<'a> PortLine<'a> {
+    fn open(
+        port: &Port,
+        pd: &'a ProtectionDomain,
+        event: &'a Event,
+    ) -> Result<PortLine<'a>, Errno> {
+        Ok(PortLine {
+            endpoint: Endpoint::open(port, pd, event, RECEIVE_BUFFERS)?,
+            answers: Table::try_new(ANSWER_BUFFERS, |_| SendBuffer::new(pd))?,
+            next_answer: 0,
+        })
+    }
+}
+
+/// A session's reply buffer, on the device of the port that the session came over.
+struct Reply {
+    send: SendBuffer,
+    port: usize,
+}
+
+/// The serving thread's state. Fields are dropped in this order: queue pairs before what they send from, and address
+/// handles after the queue pairs whose sends name them.
+struct Serving<'a> {
+    lines: Table<PortLine<'a>>,
+    replies: Table<Option<Reply>>,
+    peers: Peers,
+    core: Server<'a>,
+    ports: &'a [(Port, ProtectionDomain)],
+    jobs: Producer<'a, Job, IN_FLIGHT>,
+    jobs_out: usize,
+    results: Consumer<'a, Found, IN_FLIGHT>,
+    wake_resolver: &'a Event,
+    test_rpc_id: u32,
+    unresolved: u64,
+    errors: u64,
+}
+
+/// What to do once the datagram's buffer is no longer borrowed.
+enum Next {
+    Nothing,
+    Answer { len: usize },
+    Reply { session_index: u32, len: usize },
+    Resend { session_index: u32, len: usize },
+}
+
+impl Serving<'_> {
+    fn run(
+        &mut self,
+        control: &Control,
+        devices: &Devices<'_>,
+        running_ns: u64,
+    ) -> Result<(), Failure> {
+        let end_ns = now_ns().saturating_add(running_ns);
+        let spin_ns = if online_cpus() > 1 { SPIN_NS } else { 0 };
+        let mut busy_ns = now_ns();
+        loop {
+            if control.stop.wanted() {
+                return Ok(());
+            }
+            if devices.removed() {
+                return Err(Failure::DeviceRemoved);
+            }
+            let busy = self.work()?;
+            let now_ns = now_ns();
+            if now_ns >= end_ns {
+                return Ok(());
+            }
+            self.expire(now_ns);
+            if busy {
+                busy_ns = now_ns;
+                give_way();
+                continue;
+            }
+            if now_ns.saturating_sub(busy_ns) < spin_ns {
+                give_way();
+                continue;
+            }
+            let mut missed = false;
+            for line in self.lines.iter_mut() {
+                missed |= line.endpoint.arm();
+            }
+            if missed {
+                continue;
+            }
+            let wake_ns = self.core.next_timeout_ns().unwrap_or(end_ns).min(end_ns);
+            control
+                .event
+                .wait(wake_ns.saturating_sub(now_ns).min(NAP_NS));
+        }
+    }
+
+    /// Handles what there is; whether there was anything.
+    fn work(&mut self) -> Result<bool, Failure> {
+        let mut busy = false;
+        for port in 0..self.lines.len() {
+            let mut completions = [Completion::default(); BATCH];
+            let Some(line) = self.lines.get_mut(port) else {
+                continue;
+            };
+            let arrived = line.endpoint.poll(&mut completions);
+            busy |= !arrived.is_empty();
+            for completion in arrived {
+                if completion.status != 0 {
+                    return Err(Failure::Receive {
+                        status: completion.status,
+                    });
+                }
+                if self.receive(port, completion).is_continue() {
+                    self.give_back(port, completion)?;
+                }
+            }
+            if let Some(line) = self.lines.get_mut(port) {
+                line.endpoint
+                    .flush()
+                    .map_err(kernel("cannot post receives"))?;
+            }
+        }
+        while let Some(found) = self.results.pop() {
+            busy = true;
+            self.jobs_out = self.jobs_out.saturating_sub(1);
+            let (port, completion) = (found.source.port, found.completion);
+            self.meet(found);
+            self.give_back(port, &completion)?;
+        }
+        Ok(busy)
+    }
+
+    fn give_back(&mut self, port: usize, completion: &Completion) -> Result<(), Failure> {
+        match self.lines.get_mut(port) {
+            Some(line) => line
+                .endpoint
+                .give_back(completion.wr_id)
+                .map_err(kernel("cannot post receives")),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a datagram that arrived. `Break` if the resolver needs it, and with it its buffer, for a while.
+    fn receive(&mut self, port: usize, completion: &Completion) -> ControlFlow<()> {
+        let now_ns = now_ns();
+        let Some(line) = self.lines.get(port) else {
+            return ControlFlow::Continue(());
+        };
+        let Some(received) = line.endpoint.received(completion) else {
+            return ControlFlow::Continue(());
+        };
+        let source = Source::of(completion, received.grh, port);
+        let owner = self
+            .core
+            .peer_of(received.datagram)
+            .filter(|&peer| self.peers.is_at(peer, &source));
+        if let Some(peer) = owner.or_else(|| self.peers.find(&source, now_ns)) {
+            self.handle(now_ns, peer, port, completion);
+            return ControlFlow::Continue(());
+        }
+        // Noise is not worth looking for its sender, unless it asks for a version that we do not speak.
+        match Header::parse(received.datagram) {
+            Ok(_) | Err(Malformed::Version { .. }) => {}
+            Err(_) => return ControlFlow::Continue(()),
+        }
+        let grh: [u8; GRH_LEN] = *received.grh;
+        let job = Job {
+            port,
+            completion: *completion,
+            grh,
+        };
+        if self.jobs_out < IN_FLIGHT && self.jobs.push(job).is_ok() {
+            self.jobs_out += 1;
+            self.wake_resolver.signal();
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// Takes a datagram whose sender has been found.
+    fn meet(&mut self, found: Found) {
+        let now_ns = now_ns();
+        let Ok(address) = found.address else {
+            self.unresolved = self.unresolved.wrapping_add(1);
+            return;
+        };
+        let peer = match self.peers.find(&found.source, now_ns) {
+            // Found twice, because it asked twice: the second handle is dropped.
+            Some(peer) => Some(peer),
+            None => self.peers.insert(found.source, address, now_ns),
+        };
+        if let Some(peer) = peer {
+            self.handle(now_ns, peer, found.source.port, &found.completion);
+        }
+    }
+
+    /// Lets the core look at a datagram and does what it says.
+    fn handle(&mut self, now_ns: u64, peer: PeerId, port: usize, completion: &Completion) {
+        let next = self.decide(now_ns, peer, port, completion);
+        let sent = match next {
+            Next::Nothing => Ok(()),
+            Next::Answer { len } => self.send_answer(peer, port, len),
+            Next::Reply { session_index, len } => {
+                self.send_reply(peer, port, session_index, len, false)
+            }
+            Next::Resend { session_index, len } => {
+                self.send_reply(peer, port, session_index, len, true)
+            }
+        };
+        if let Err(errno) = sent {
+            if self.errors == 0 {
+                warning!("cannot send: ", errno, "; the client will ask again");
+            }
+            self.errors = self.errors.wrapping_add(1);
+        }
+        while let Some(closed) = self.core.poll_closed() {
+            self.peers.release(closed.peer);
+        }
+    }
+
+    #[inline]
+    fn decide(
+        &mut self,
+        now_ns: u64,
+        peer: PeerId,
+        port: usize,
+        completion: &Completion,
+    ) -> Next {
+        let Some(PortLine {
+            endpoint,
+            answers,
+            next_answer,
+        }) = self.lines.get_mut(port)
+        else {
+            return Next::Nothing;
+        };
+        let answer = match answers.get_mut(*next_answer) {
+            // An answer buffer that is still being sent cannot be written: the client asks again.
+            Some(answer) if endpoint.is_sent(answer.ticket) => answer,
+            _ => return Next::Nothing,
+        };
+        let Some(received) = endpoint.received(completion) else {
+            return Next::Nothing;
+        };
+        let out = answer.buffer.page.bytes_mut();
+        let out = out.get_mut(..ANSWER_LEN).unwrap_or(&mut []);
+        match self
+            .core
+            .handle_datagram(now_ns, peer, received.datagram, out)
+        {
+            Action::Ignore(_) | Action::Done => Next::Nothing,
+            Action::Answer { len, opened } => {
+                if opened.is_some() {
+                    self.peers.retain(peer);
+                }
+                Next::Answer { len }
+            }
+            Action::Resend { session_index, len } => Next::Resend { session_index, len },
+            Action::Dispatch(request) => {
+                let session_index = request.dispatched.session_index;
+                let place = self.replies.get_mut(session_index as usize);
+                let Some(reply) = place.and_then(|place| reply_on(place, port, self.ports)) else {
+                    self.core
+                        .complete(&request.dispatched, Err(ErrorCode::HandlerFailed), &mut []);
+                    return Next::Nothing;
+                };
+                let bytes = reply.send.buffer.page.bytes_mut();
+                let result = match bytes.get_mut(HEADER_LEN..) {
+                    Some(room) => {
+                        execute(self.test_rpc_id, request.rpc_id, request.payload, room)
+                    }
+                    None => Err(ErrorCode::HandlerFailed),
+                };
+                let len = self.core.complete(&request.dispatched, result, bytes);
+                Next::Reply { session_index, len }
+            }
+        }
+    }
+
+    fn send_answer(&mut self, peer: PeerId, port: usize, len: usize) -> Result<(), Errno> {
+        let (Some(line), Some(peer)) = (self.lines.get_mut(port), self.peers.peer(peer)) else {
+            return Ok(());
+        };
+        let Some(answer) = line.answers.get_mut(line.next_answer) else {
+            return Ok(());
+        };
+        let to = Destination {
+            address: &peer.address,
+            qpn: peer.source.qpn,
+            qkey: QKEY,
+        };
+        answer.ticket = line.endpoint.send(&to, &answer.buffer, len, true)?;
+        line.next_answer = (line.next_answer + 1) % ANSWER_BUFFERS;
+        Ok(())
+    }
+
+    #[inline]
+    fn send_reply(
+        &mut self,
+        peer: PeerId,
+        port: usize,
+        session_index: u32,
+        len: usize,
+        again: bool,
+    ) -> Result<(), Errno> {
+        let reply = self.replies.get(session_index as usize);
+        let (Some(line), Some(peer), Some(Some(reply))) =
+            (self.lines.get_mut(port), self.peers.peer(peer), reply)
+        else {
+            return Ok(());
+        };
+        if len == 0 || reply.port != port {
+            return Ok(());
+        }
+        let to = Destination {
+            address: &peer.address,
+            qpn: peer.source.qpn,
+            qkey: QKEY,
+        };
+        let ticket = line
+            .endpoint
+            .send(&to, &reply.send.buffer, len, again)?;
+        if again {
+            // The client's next request proves that it has a reply, not that the repetition has left this buffer.
+            line.endpoint.wait_sent(ticket)?;
+        }
+        Ok(())
+    }
+
+    fn expire(&mut self, now_ns: u64) {
+        if self
+            .core
+            .next_timeout_ns()
+            .is_some_and(|at_ns| now_ns >= at_ns)
+        {
+            self.core.handle_timeout(now_ns);
+            while let Some(closed) = self.core.poll_closed() {
+                self.peers.release(closed.peer);
+            }
+        }
+    }
+
+    fn log_totals(&self) {
+        let counters = self.core.counters();
+        let rejected = [
+            counters.refused_busy,
+            counters.refused_version,
+            counters.refused_going_away,
+            counters.too_large,
+            counters.bad_requests,
+            counters.no_such_session,
+            counters.ignored_malformed,
+            counters.ignored_unexpected,
+            counters.ignored_stale,
+            self.unresolved,
+        ]
+        .iter()
+        .fold(0u64, |sum, count| sum.wrapping_add(*count));
+        info!(
+            "rpc server stopped: sessions ",
+            counters.connects,
+            ", requests ",
+            counters.requests,
+            ", replayed ",
+            counters.replays,
+            ", rejected ",
+            rejected,
+            ", errors ",
+            self.errors
+        );
+    }
+}
+
+/// The session's reply buffer on the device of `port`, made when it is first needed there.
+#[inline]
+fn reply_on<'r>(
+    place: &'r mut Option<Reply>,
+    port: usize,
+    ports: &[(Port, ProtectionDomain)],
+) -> Option<&'r mut Reply> {
+    if place.as_ref().is_none_or(|reply| reply.port != port) {
+        let (_, pd) = ports.get(port)?;
+        let send = SendBuffer::new(pd).ok()?;
+        *place = Some(Reply { send, port });
+    }
+    place.as_mut()
+}
+
+/// The test's only function: empty.
+#[inline]
+fn execute(
+    test_rpc_id: u32,
+    rpc_id: u32,
+    _payload: &[u8],
+    _room: &mut [u8],
+) -> Result<usize, ErrorCode> {
+    if rpc_id == test_rpc_id {
+        Ok(0)
+    } else {
+        Err(ErrorCode::NoSuchRpc)
+    }
+}
