@@ -6,7 +6,7 @@ use mitosis_core::rpc::client::{Event, RequestId};
 use mitosis_core::rpc::server::{Action, Closed, Server, ServerConfig, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
-use mitosis_core::wire::{Datagram, ErrorCode, Kind, Message, Refusal};
+use mitosis_core::wire::{Accept, Datagram, ErrorCode, Kind, Message, Refusal};
 use network::{client_config, connect_datagram, lose, Network, ECHO, MS, SERVER};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -172,8 +172,10 @@ fn a_restarted_server_is_noticed() {
         epoch: 0xe1,
         ..SERVER
     });
-    // The new server has a session of the same index and generation.
-    network.connected_client();
+    // The new server has a session of the same index and generation, of the same peer even.
+    let other = network.add_client();
+    network.peers[other].id = network.peers[place].id;
+    assert_eq!(network.connect(other), [Event::Connected]);
     assert_eq!(
         network.call(place, ECHO, b"y"),
         Event::Closed(ErrorCode::NoSuchSession)
@@ -241,12 +243,13 @@ fn a_session_answers_only_its_own_peer() {
 
 #[test]
 fn the_same_key_from_two_peers_is_two_sessions() {
-    let mut network = Network::new(4);
-    for _ in 0..2 {
+    // So few slots that some of the sessions share a hash chain.
+    let mut network = Network::new(8);
+    for _ in 0..8 {
         let place = network.add_client_with(client_config(5));
         assert_eq!(network.connect(place), [Event::Connected]);
     }
-    assert_eq!(network.server.live_sessions(), 2);
+    assert_eq!(network.server.live_sessions(), 8);
 }
 
 #[test]
@@ -350,4 +353,116 @@ fn twenty_thousand_sessions_are_served_and_refused_in_bounded_time() {
         std::iter::from_fn(|| server.poll_closed()).count(),
         SESSIONS
     );
+}
+
+#[test]
+fn a_table_can_be_filled_and_emptied_over_and_over() {
+    let mut network = Network::new(8);
+    for round in 1..=5 {
+        for _ in 0..8 {
+            network.connected_client();
+        }
+        let late = network.add_client();
+        assert_eq!(network.connect(late), [Event::Refused(ErrorCode::Busy)]);
+        for peer in &mut network.peers {
+            peer.client.disconnect();
+        }
+        network.pass(0);
+        assert_eq!(
+            (network.server.live_sessions(), network.closed.len()),
+            (0, 8 * round)
+        );
+    }
+}
+
+#[test]
+fn a_reused_slot_is_another_session() {
+    let mut network = Network::new(1);
+    let place = network.connected_client();
+    let before = network.peers[place].client.session();
+    network.peers[place].client.disconnect();
+    network.pass(0);
+    assert_eq!(network.connect(place), [Event::Connected]);
+    let after = network.peers[place].client.session();
+    assert_eq!(
+        after,
+        SessionId {
+            generation: 2,
+            ..before
+        }
+    );
+    let mut datagram = [0; 64];
+    let message = Message::Disconnect;
+    let len = Datagram {
+        session: before,
+        request: RequestId(0),
+        message,
+    }
+    .emit(&mut datagram)
+    .unwrap();
+    network.serve(place, &datagram[..len]);
+    assert_eq!(network.rejected, [Rejected::OtherSession]);
+    assert_eq!(network.server.live_sessions(), 1);
+}
+
+#[test]
+fn a_connecting_client_takes_only_the_answer_to_its_own_connect() {
+    let mut network = Network::new(1);
+    let mut config = client_config(5);
+    config.datagram_len = 1024;
+    let place = network.add_client_with(config);
+    let client = &mut network.peers[place].client;
+    client.connect(0);
+    let session = SessionId {
+        index: 0,
+        generation: 1,
+        epoch: 1,
+    };
+    let accept = Accept {
+        client_key: 5,
+        datagram_len: 1024,
+        slots: 1,
+        idle_timeout_ms: 1,
+    };
+    let busy = |client_key| {
+        Message::Error(Refusal {
+            code: ErrorCode::Busy,
+            client_key,
+        })
+    };
+    for (session, message, result) in [
+        (SessionId::NONE, busy(6), Err(Rejected::OtherSession)),
+        (SessionId::NONE, busy(0), Err(Rejected::OtherSession)),
+        (
+            session,
+            Message::Accept(Accept {
+                client_key: 6,
+                ..accept
+            }),
+            Err(Rejected::OtherSession),
+        ),
+        (
+            session,
+            Message::Accept(Accept {
+                datagram_len: 1025,
+                ..accept
+            }),
+            Err(Rejected::BadOffer),
+        ),
+        (session, Message::Accept(accept), Ok(Some(Event::Connected))),
+    ] {
+        let mut datagram = [0; 64];
+        let len = Datagram {
+            session,
+            request: RequestId(0),
+            message,
+        }
+        .emit(&mut datagram)
+        .unwrap();
+        assert_eq!(
+            client.handle_datagram(0, &datagram[..len]),
+            result,
+            "{message:?}"
+        );
+    }
 }
