@@ -163,6 +163,18 @@ impl Header {
         Ok((header, payload))
     }
 
+    /// The session that a datagram names, if it is one of this protocol at all: nothing is checked.
+    #[inline]
+    pub fn session_hint(datagram: &[u8]) -> Option<SessionId> {
+        let &[_, _, _, _, i0, i1, i2, i3, g0, g1, g2, g3, e0, e1, e2, e3] =
+            datagram.first_chunk::<16>()?;
+        Some(SessionId {
+            index: u32::from_le_bytes([i0, i1, i2, i3]),
+            generation: u32::from_le_bytes([g0, g1, g2, g3]),
+            epoch: u32::from_le_bytes([e0, e1, e2, e3]),
+        })
+    }
+
     /// Writes the header to the start of `datagram` and leaves the rest as it is.
     #[inline]
     pub fn emit(&self, datagram: &mut [u8]) -> Result<(), BufferTooSmall> {
@@ -225,6 +237,8 @@ mod tests {
         ];
         assert_eq!(bytes, golden);
         assert_eq!(Header::parse(&bytes), Ok((header, &[][..])));
+        assert_eq!(Header::session_hint(&bytes), Some(header.session));
+        assert_eq!(Header::session_hint(&bytes[..15]), None);
     }
 
     #[test]
