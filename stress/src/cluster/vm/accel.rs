@@ -105,8 +105,9 @@ fn try_kvm(plan: &Plan, interrupt: &Interrupt) -> Result<Option<String>> {
             Ok((_, Event::Alive)) => deadline = started + INIT_BY,
             Ok((_, Event::Booting | Event::Ready { .. } | Event::Failed(_))) => return Ok(None),
             Ok((_, Event::Ended)) => {
-                let complaint = machine.last_lines();
-                return Ok(Some(complaint.lines().last().unwrap_or("QEMU ended").trim().to_string()));
+                let said = machine.last_lines();
+                let complaint = said.lines().find(|line| line.contains("error")).or(said.lines().last());
+                return Ok(Some(complaint.unwrap_or("QEMU ended").trim().to_string()));
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(Some("QEMU ended".into())),

@@ -70,6 +70,11 @@ pub fn enter_namespace() -> Result<()> {
     std::process::exit(exit_code(status));
 }
 
+/// Whether [`enter_namespace`] has been through: false in the process that is still outside, with the user's network.
+pub fn inside_namespace() -> bool {
+    directory().is_some()
+}
+
 /// A directory below /tmp for sockets, whose paths must be short. Whoever entered the namespace removes it at the end.
 pub(super) fn run_directory() -> Result<PathBuf> {
     match directory() {
