@@ -87,7 +87,12 @@ pub fn execute(
     } else {
         Vec::new()
     };
-    make(&template, &kernels, settings, out, |name| {
+    let site = Site {
+        settings,
+        out,
+        quiet: false,
+    };
+    make(&template, &kernels, &site, |name| {
         values.get(name).map(u64::to_string)
     })
 }
@@ -107,21 +112,34 @@ pub fn update(default: &Path, kernels: &[Kernel], settings: &Settings, out: &Pat
         };
         let template = Template::<BuildPass>::load(&path)?;
         let kernels = std::slice::from_ref(kernel);
-        make(&template, kernels, settings, out, |name| {
+        println!("# bringing the modules for {} up to date", kernel.release);
+        let site = Site {
+            settings,
+            out,
+            quiet: true,
+        };
+        make(&template, kernels, &site, |name| {
             template.parameters.get(name).map(u64::to_string)
         })?;
     }
     Ok(())
 }
 
+/// Where a build takes place.
+struct Site<'a> {
+    settings: &'a Settings,
+    out: &'a Path,
+    /// Shows what a command prints only where the command fails.
+    quiet: bool,
+}
+
 fn make(
     template: &Template<BuildPass>,
     kernels: &[Kernel],
-    settings: &Settings,
-    out: &Path,
+    site: &Site<'_>,
     value: impl Fn(&str) -> Option<String>,
 ) -> Result<()> {
-    let out = std::path::absolute(out).context("no current directory")?;
+    let out = std::path::absolute(site.out).context("no current directory")?;
     for pass in &template.passes {
         let place = format!("{}: pass {:?}", template.path.display(), pass.name);
         match pass.each {
@@ -137,7 +155,7 @@ fn make(
                         _ => value(name),
                     })
                     .map_err(|name| Refusal::of(format!("{place}: no value for {{{name}}}")))?;
-                    shell(&command)
+                    shell(&command, site.quiet)
                         .with_context(|| format!("{place} for kernel {}", kernel.release))?;
                     let made_by = directory.join(MADE_BY);
                     std::fs::write(&made_by, format!("{}\n", template.path.display()))
@@ -146,10 +164,10 @@ fn make(
             }
             Each::Once => {
                 let command = fill_without_kernel(&pass.command, &out, &value, &place)?;
-                shell(&command).with_context(|| place.clone())?;
+                shell(&command, site.quiet).with_context(|| place.clone())?;
             }
             Each::Host => {
-                let Machines::Real(real) = &settings.machines else {
+                let Machines::Real(real) = &site.settings.machines else {
                     continue;
                 };
                 let command = fill_without_kernel(&pass.command, &out, &value, &place)?;
@@ -189,8 +207,18 @@ fn fill_without_kernel(
     .map_err(|name| Refusal::of(format!("{place}: no value for {{{name}}}")))
 }
 
-fn shell(command: &str) -> Result<()> {
-    let status = local(command).status().context("cannot start sh")?;
+fn shell(command: &str, quiet: bool) -> Result<()> {
+    let status = if quiet {
+        let output = local(&format!("exec 2>&1; {command}"))
+            .output()
+            .context("cannot start sh")?;
+        if !output.status.success() {
+            eprint!("{}", String::from_utf8_lossy(&output.stdout));
+        }
+        output.status
+    } else {
+        local(command).status().context("cannot start sh")?
+    };
     if !status.success() {
         bail!("`{command}` failed ({status}); its own lines above say why");
     }
@@ -250,18 +278,20 @@ mod tests {
             headers: "/h h".into(),
         };
         let kernels = std::slice::from_ref(&kernel);
-        update(&bench, kernels, &settings(), &out).unwrap();
-        make(
-            &Template::load(&checksum).unwrap(),
-            kernels,
-            &settings(),
-            &out,
-            |_| None,
-        )
+        let settings = settings();
+        let site = Site {
+            settings: &settings,
+            out: &out,
+            quiet: true,
+        };
+        update(&bench, kernels, &settings, &out).unwrap();
+        make(&Template::load(&checksum).unwrap(), kernels, &site, |_| {
+            None
+        })
         .unwrap();
-        update(&bench, kernels, &settings(), &out).unwrap();
+        update(&bench, kernels, &settings, &out).unwrap();
         std::fs::remove_file(&checksum).unwrap();
-        update(&bench, kernels, &settings(), &out).unwrap();
+        update(&bench, kernels, &settings, &out).unwrap();
         let log = std::fs::read_to_string(modules::directory(&out, "6.12.9").join("log")).unwrap();
         assert_eq!(
             log,

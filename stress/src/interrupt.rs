@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::Context;
+use nix::sys::signal::SigSet;
 
 /// Whether the user asked to stop. Clones share the flag.
 #[derive(Clone, Debug, Default)]
@@ -16,6 +17,11 @@ impl Interrupt {
         let interrupt = Self::default();
         let raised = interrupt.clone();
         ctrlc::set_handler(move || raised.raise()).context("cannot handle Ctrl-C")?;
+        // Whoever started this program may have blocked them until there is a handler, and programs started here would
+        // inherit that.
+        SigSet::empty()
+            .thread_set_mask()
+            .context("cannot unblock signals")?;
         Ok(interrupt)
     }
 
@@ -46,7 +52,7 @@ pub struct Interrupted;
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
+        f.write_str("the user stopped the run")
     }
 }
 

@@ -84,4 +84,25 @@ mod tests {
             "{script}"
         );
     }
+
+    #[test]
+    fn a_script_comes_through_both_shells_as_it_was() {
+        use crate::cluster::shell::Limit;
+        // What ssh does: the words after the host, with blanks between, are one command for the account's shell.
+        let ssh = "sudo() { [ \"$1\" = -n ] && shift && command \"$@\"; }; eval \"$*\"";
+        let words = ["sh", "-c", ssh, "ssh", SUDO_SHELL];
+        let host = Host {
+            name: "val02".into(),
+            role: Role::Child,
+            ssh: words.map(str::to_string).into(),
+            directory: "/".into(),
+        };
+        let limit = Limit {
+            timeout: std::time::Duration::from_secs(20),
+            interrupt: None,
+        };
+        let script =
+            "x='a  b'; printf '%s|' \"$x\" '$x' \"it's\" | cat; echo \"$(echo $((1 + 1)))\"";
+        assert_eq!(host.run(script, limit).unwrap(), "a  b|$x|it's|2\n");
+    }
 }

@@ -108,6 +108,11 @@ impl Line {
     }
 }
 
+/// Whether a line is there for this program and nobody else.
+pub fn is_buckets(text: &str) -> bool {
+    text.contains("] - latency buckets: ")
+}
+
 /// The word after `label`, which begins a field of a comma-separated list.
 fn word<'a>(fields: &'a str, label: &str) -> Option<&'a str> {
     fields
@@ -159,6 +164,7 @@ mod tests {
             parse("latency buckets: 123:4 124:99"),
             Some(Line::Buckets(vec![(123, 4), (124, 99)]))
         );
+        assert!(is_buckets("src/lib.rs@1: [INFO ] - latency buckets: 123:4"));
         assert_eq!(
             parse("rpc server stopped: sessions 2, requests 30, replayed 1, rejected 0, errors 5"),
             Some(Line::Stopped(Stopped {

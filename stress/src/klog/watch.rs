@@ -15,7 +15,7 @@ use anyhow::{bail, Context, Result};
 use mitosis_core::histogram::Histogram;
 
 use super::audit::{self, Finding, Kind};
-use super::lines::{Latency, Line, Stopped, Total};
+use super::lines::{self, Latency, Line, Stopped, Total};
 use super::record::{self, Record};
 use crate::cluster::Host;
 use crate::interrupt::{Interrupt, Interrupted};
@@ -387,11 +387,11 @@ impl<'a> Watch<'a> {
         if is_mark("end") {
             log.settled = true;
         } else {
-            self.progress.line(&record::show(
-                &name,
-                log.time_us.replace(record.time_us),
-                &record,
-            ));
+            let shown = record::show(&name, log.time_us.replace(record.time_us), &record);
+            // Buckets are the modules' way of sending a histogram; their sum is in the table.
+            if !lines::is_buckets(&record.text) {
+                self.progress.line(&shown);
+            }
             log.texts.push(record.text.clone());
             log.read(&record.text);
         }

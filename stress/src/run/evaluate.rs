@@ -14,6 +14,7 @@ use crate::report::{Figures, HostFigures, Report};
 pub(super) fn evaluate(
     plan: &Plan<'_>,
     reached: Reached<'_>,
+    interrupted: bool,
     watch: &mut Watch<'_>,
     report: &mut Report,
 ) {
@@ -31,12 +32,15 @@ pub(super) fn evaluate(
         let log = &watch.logs[host];
         let name = log.name.clone();
         let Some(total) = log.total else {
-            let line = if reached.complete {
-                "it did not report its figures"
-            } else {
-                "it did not come to its end"
-            };
-            watch.find(&name, Kind::MissingClient, line);
+            // A run that the user stopped expects no figures.
+            if !interrupted {
+                let line = if reached.complete {
+                    "it did not report its figures"
+                } else {
+                    "it did not come to its end"
+                };
+                watch.find(&name, Kind::MissingClient, line);
+            }
             continue;
         };
         let counted = log.histogram.count();
