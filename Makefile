@@ -1,0 +1,77 @@
+# MITOSIS: what can be made and run here. `make` lists the targets.
+#
+# Without a `makefile` the cluster is virtual machines on this machine. For a real one: cp makefile_template makefile,
+# and fill it in; GNU make reads `makefile` first, which ends by including this file.
+
+.DEFAULT_GOAL := help
+# The targets share one machine, one cluster and one build directory.
+.NOTPARALLEL:
+MAKEFLAGS += --no-print-directory
+
+# Debian's package cargo-web has it in /usr/bin, which `stress/setup.sh` sees to where there is none.
+CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
+export CARGO
+FUZZ_SECONDS ?= 60
+
+STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGNMENTS)
+
+# The runner is given each setting that was made on purpose, and all that stands on the command line: it knows the
+# parameters of each template, and refuses names that it does not know. USER and PWD are set in every environment, and
+# say nothing about a cluster there.
+SETTINGS := CHILD_HOSTS CLIENTS KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY
+FROM_ENVIRONMENT := CLIENTS KERNEL VM_CPUS VM_MEMORY
+# For make, cargo and the cluster themselves.
+NOT_PARAMETERS := ACCEL CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
+is = $(findstring $(1),$(origin $(2)))
+quoted = '$(subst ','\'',$(1))'
+GIVEN := $(foreach name,$(filter-out $(NOT_PARAMETERS),$(.VARIABLES)),$(if $(call is,command line,$(name)),$(name)))
+FILED := $(foreach name,$(filter-out $(GIVEN),$(SETTINGS)),$(if $(call is,file,$(name)),$(name)))
+AROUND := $(foreach name,$(FROM_ENVIRONMENT),$(if $(call is,environment,$(name)),$(name)))
+# A value of the command line is passed as it was typed, whatever make or a shell would read into it.
+ASSIGNMENTS = $(foreach name,$(GIVEN),$(call quoted,$(name)=$(value $(name)))) \
+	$(foreach name,$(FILED) $(AROUND),$(call quoted,$(name)=$($(name))))
+
+.PHONY: help
+help: ## list the targets
+	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512]'
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'Parameters are those of templates-run/<target>.toml: make peak-rpc-kernel-module thread_count=4'
+
+.PHONY: setup
+setup: ## install what is missing; every target that needs it does so itself
+	@stress/setup.sh
+
+.PHONY: build-rpc-bench
+build-rpc-bench: setup ## build the kernel modules of the empty RPC, for each kernel of the cluster
+	@$(call STRESS,build templates-build/template-build-rpc-bench.toml)
+
+.PHONY: peak-rpc-kernel-module
+peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that were built last
+	@$(call STRESS,run templates-run/peak-rpc-kernel-module.toml)
+
+.PHONY: bench-rpc
+bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
+	@$(call STRESS,bench-rpc)
+
+.PHONY: module-checks
+module-checks: setup ## load and unload the modules in every order, and look for what they leave behind
+	@$(call STRESS,check)
+
+.PHONY: test
+test: setup ## everything that CI runs: formatting, lints, tests, module builds, a short run on each kernel
+	@stress/test.sh
+
+.PHONY: fuzz
+fuzz: setup ## fuzz the datagram parser for FUZZ_SECONDS=60
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	$(CARGO) fuzz run rpc_decode -- -max_total_time=$(FUZZ_SECONDS)
+
+.PHONY: clean
+clean: ## unload modules that a killed run left on a real cluster, and remove out/
+	@$(call STRESS,build templates-build/template-clean.toml)
+
+.PHONY: distclean
+distclean: clean ## clean, and remove everything else that can be made or fetched again
+	rm -rf .cache target kmod-glue/build kmod-glue/target

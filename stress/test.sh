@@ -1,0 +1,74 @@
+#!/bin/sh
+# All that CI runs, for `make test`: each step with its seconds, and its output where it fails.
+#
+# usage: test.sh [WORD]    only the steps whose name has this word in it
+set -u
+
+cd "$(dirname "$0")/.." || exit 1
+only=${1-}
+cargo=${CARGO:-cargo}
+# What the outer make was told is not meant for the builds and runs in here.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
+
+output=$(mktemp)
+trap 'rm -f "$output"' EXIT
+trap 'exit 130' INT TERM HUP
+passed=0
+failed=0
+
+# step NAME COMMAND…
+step() {
+    name=$1
+    shift
+    case $name in *"$only"*) ;; *) return ;; esac
+    began=$(date +%s)
+    if "$@" >"$output" 2>&1 </dev/null; then
+        passed=$((passed + 1))
+        echo "ok     $name ($(($(date +%s) - began)) s)"
+    else
+        code=$?
+        [ "$code" != 130 ] || exit 130
+        failed=$((failed + 1))
+        echo "FAILED $name ($(($(date +%s) - began)) s): $*"
+        sed 's/^/    /' "$output"
+    fi
+}
+
+formatting() {
+    $cargo fmt --all --check && $cargo fmt --manifest-path kmod-glue/Cargo.toml --check
+}
+
+# One package at a time, so that the features of one do not leak into another.
+lint() {
+    $cargo clippy --quiet --locked --manifest-path "$1" --all-targets -- -D warnings
+}
+
+# Kbuild's own warnings (objtool, modpost, the compiler) do not fail a build.
+modules() {
+    make -C kmod-glue "KERNEL=$1" || return 1
+    if grep -iE '(^|[^-_[:alnum:]])warning:' "$output" >&2; then
+        echo "the build of the modules for $1 is not free of warnings" >&2
+        return 1
+    fi
+}
+
+run() {
+    $cargo run --quiet --locked --package mitosis-stress -- run templates-run/peak-rpc-kernel-module.toml \
+        "KERNEL=$1" client_running_secs=5 server_running_secs=60 thread_count=4
+}
+
+step "formatting" formatting
+for manifest in core/Cargo.toml loom-tests/Cargo.toml fuzz/Cargo.toml userspace-glue/Cargo.toml stress/Cargo.toml; do
+    [ ! -e "$manifest" ] || step "lint of ${manifest%/*}" lint "$manifest"
+done
+step "lint of kmod-glue" make -C kmod-glue lint
+step "unit tests" $cargo test --quiet --locked --workspace
+for kernel in 6.12 6.1; do
+    step "modules for $kernel" modules $kernel
+done
+for kernel in 6.12 6.1; do
+    step "a short run on $kernel" run $kernel
+done
+
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ]
