@@ -33,8 +33,8 @@ void mitosis_page_free(void *page);
 /* thread.c */
 u64 mitosis_clock_ns(void);
 u64 mitosis_random_u64(void);
-u32 mitosis_online_cpus(void);
 void mitosis_yield(void);
+bool mitosis_alone(void);
 void mitosis_park(void);
 struct mitosis_event *mitosis_event_create(void);
 void mitosis_event_destroy(struct mitosis_event *event);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* Time, chance, events that a thread sleeps on, and threads. */
 #include <linux/completion.h>
-#include <linux/cpumask.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/random.h>
 #include <linux/sched.h>
+#include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
 
@@ -22,15 +22,16 @@ u64 mitosis_random_u64(void)
 	return get_random_u64();
 }
 
-u32 mitosis_online_cpus(void)
-{
-	return num_online_cpus();
-}
-
 void mitosis_yield(void)
 {
 	cond_resched();
 	cpu_relax();
+}
+
+/* Whether nobody else wants the processor that this thread runs on. */
+bool mitosis_alone(void)
+{
+	return single_task_running() && !need_resched();
 }
 
 void mitosis_park(void)

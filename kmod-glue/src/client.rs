@@ -17,7 +17,7 @@ use crate::log::{begin, Level, Line, Part};
 use crate::memory::{Owned, Table};
 use crate::module::{Control, Slot};
 use crate::sync::{Gauge, Stop};
-use crate::thread::{give_way, now_ns, online_cpus, random, Event, Thread};
+use crate::thread::{give_way, now_ns, random, Event, Patience, Thread};
 use crate::verbs::{Completion, Direction, MappedPage, BATCH};
 use crate::{error, info};
 
@@ -29,8 +29,6 @@ const RECEIVE_BUFFERS: u32 = 16;
 const RETRANSMIT_NS: u64 = 200_000_000;
 const CONNECT_TIMEOUT_NS: u64 = 8_000_000_000;
 const CALL_TIMEOUT_NS: u64 = 8_000_000_000;
-/// How long to look again before sleeping, if there is a processor to spare.
-const SPIN_NS: u64 = 20_000;
 /// Longest sleep, so that the clock and the wish to stop are looked at.
 const NAP_NS: u64 = 500_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -233,11 +231,6 @@ impl Test {
             main: &control.event,
             stop: Stop::new(),
             end_ns: Gauge::default(),
-            spin_ns: if online_cpus() > self.thread_count {
-                SPIN_NS
-            } else {
-                0
-            },
         };
         let count = self.thread_count as usize;
         let seats = Table::try_new(count, |_| Seat::new())
@@ -434,7 +427,6 @@ struct Shared<'a> {
     stop: Stop,
     /// When to stop calling; 0 until the start.
     end_ns: Gauge,
-    spin_ns: u64,
 }
 
 impl Shared<'_> {
@@ -540,6 +532,7 @@ impl Caller<'_> {
             endpoint,
             buffer,
             caller: self,
+            patience: Patience::new(),
         };
         line.client.connect(now_ns());
         match line.wait_event()? {
@@ -594,6 +587,7 @@ struct Connection<'a> {
     endpoint: Endpoint<'a>,
     buffer: MappedPage,
     caller: &'a Caller<'a>,
+    patience: Patience,
 }
 
 impl Connection<'_> {
@@ -620,8 +614,9 @@ impl Connection<'_> {
 
     /// Drives the session until something happened. `None` when it is time to stop.
     fn wait_event(&mut self) -> Result<Option<ClientEvent>, CallerFailure> {
-        let mut begun_ns = now_ns();
+        let begun_ns = now_ns();
         self.transmit(begun_ns, false)?;
+        self.patience.renew(begun_ns);
         loop {
             let (arrived, event) = self.receive()?;
             if event.is_some() {
@@ -642,18 +637,15 @@ impl Connection<'_> {
                     return Ok(Some(event));
                 }
                 self.transmit(now, true)?;
-                begun_ns = now;
                 continue;
             }
-            if now.saturating_sub(begun_ns) < self.caller.shared.spin_ns {
+            if self.patience.lasts(now) {
                 give_way();
                 continue;
             }
             if !self.endpoint.arm() {
-                self.caller
-                    .seat
-                    .event
-                    .wait((timeout_ns - now).min(NAP_NS));
+                let timeout_ns = (timeout_ns - now).min(NAP_NS);
+                self.patience.sleep(&self.caller.seat.event, timeout_ns);
             }
         }
     }

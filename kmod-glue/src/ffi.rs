@@ -173,8 +173,8 @@ extern "C" {
 
     pub fn mitosis_clock_ns() -> u64;
     pub fn mitosis_random_u64() -> u64;
-    pub fn mitosis_online_cpus() -> u32;
     pub fn mitosis_yield();
+    pub fn mitosis_alone() -> bool;
     pub fn mitosis_park();
     pub fn mitosis_event_create() -> *mut Event;
     pub fn mitosis_event_destroy(event: *mut Event);

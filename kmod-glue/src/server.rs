@@ -19,7 +19,7 @@ use crate::module::{Control, Slot};
 use crate::peers::Peers;
 use crate::resolver::{Found, Job, Jobs, Resolver, Results, IN_FLIGHT};
 use crate::sync::Stop;
-use crate::thread::{give_way, now_ns, online_cpus, random, Event, Thread};
+use crate::thread::{give_way, now_ns, random, Event, Patience, Thread};
 use crate::verbs::{
     Completion, Destination, Direction, MappedPage, ProtectionDomain, BATCH, GRH_LEN,
 };
@@ -35,8 +35,6 @@ const ANSWER_BUFFERS: usize = 32;
 const IDLE_TIMEOUT_NS: u64 = 30_000_000_000;
 /// A client that has not shown that it got our Accept is given up after this.
 const HANDSHAKE_TIMEOUT_NS: u64 = 5_000_000_000;
-/// How long to look again before sleeping, if there is a processor to spare.
-const SPIN_NS: u64 = 20_000;
 /// Longest sleep, so that the clock is looked at.
 const NAP_NS: u64 = 500_000_000;
 
@@ -322,8 +320,7 @@ impl Serving<'_> {
         running_ns: u64,
     ) -> Result<(), Failure> {
         let end_ns = now_ns().saturating_add(running_ns);
-        let spin_ns = if online_cpus() > 1 { SPIN_NS } else { 0 };
-        let mut busy_ns = now_ns();
+        let mut patience = Patience::new();
         loop {
             if control.stop.wanted() {
                 return Ok(());
@@ -338,11 +335,11 @@ impl Serving<'_> {
             }
             self.expire(now_ns);
             if busy {
-                busy_ns = now_ns;
+                patience.renew(now_ns);
                 give_way();
                 continue;
             }
-            if now_ns.saturating_sub(busy_ns) < spin_ns {
+            if patience.lasts(now_ns) {
                 give_way();
                 continue;
             }
@@ -354,9 +351,7 @@ impl Serving<'_> {
                 continue;
             }
             let wake_ns = self.core.next_timeout_ns().unwrap_or(end_ns).min(end_ns);
-            control
-                .event
-                .wait(wake_ns.saturating_sub(now_ns).min(NAP_NS));
+            patience.sleep(&control.event, wake_ns.saturating_sub(now_ns).min(NAP_NS));
         }
     }
 

@@ -20,12 +20,6 @@ pub fn random() -> u64 {
     unsafe { ffi::mitosis_random_u64() }
 }
 
-/// Processors that run threads now.
-pub fn online_cpus() -> u32 {
-    // SAFETY: no preconditions.
-    unsafe { ffi::mitosis_online_cpus() }
-}
-
 /// Lets others run, if any want to.
 pub fn give_way() {
     // SAFETY: only called from threads, which may sleep.
@@ -82,6 +76,56 @@ impl Drop for Event {
     fn drop(&mut self) {
         // SAFETY: owners drop what may signal the event before the event itself.
         unsafe { ffi::mitosis_event_destroy(self.as_ptr()) }
+    }
+}
+
+/// How long a thread looks for its next event before it sleeps.
+///
+/// Sleeping costs a wake-up, and in a virtual machine the halt of a processor; looking costs the processor. So a
+/// thread looks only while nobody else wants its processor (soft-RoCE's workers least of all are kept waiting), and
+/// only as long as has lately been worth it: the budget doubles when an event came soon after the thread fell asleep,
+/// and falls to nothing when it did not.
+pub struct Patience {
+    budget_ns: u64,
+    since_ns: u64,
+}
+
+impl Patience {
+    /// First budget after none.
+    const LEAST_NS: u64 = 20_000;
+    /// Longest look.
+    const MOST_NS: u64 = 1_000_000;
+
+    /// A thread that has nothing to wait for yet.
+    pub const fn new() -> Patience {
+        Patience {
+            budget_ns: 0,
+            since_ns: 0,
+        }
+    }
+
+    /// Something has happened: the wait begins anew.
+    pub fn renew(&mut self, now_ns: u64) {
+        self.since_ns = now_ns;
+    }
+
+    /// Whether to look once more rather than sleep.
+    pub fn lasts(&self, now_ns: u64) -> bool {
+        // SAFETY: no preconditions.
+        now_ns.saturating_sub(self.since_ns) < self.budget_ns && unsafe { ffi::mitosis_alone() }
+    }
+
+    /// Sleeps on `event`, at most about `timeout_ns`, and learns from how long it was.
+    pub fn sleep(&mut self, event: &Event, timeout_ns: u64) {
+        event.wait(timeout_ns);
+        let waited_ns = now_ns().saturating_sub(self.since_ns);
+        self.budget_ns = if waited_ns > Self::MOST_NS {
+            0
+        } else if waited_ns > self.budget_ns {
+            (self.budget_ns * 2).clamp(Self::LEAST_NS, Self::MOST_NS)
+        } else {
+            self.budget_ns
+        };
     }
 }
 
