@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
  * rdma_cm in its UDP port space: from a GID and a service port to a queue pair
- * number, a queue key and an address handle (docs/wire.md, Resolution).
+ * number, a queue key and an address handle (docs/wire.md section 10).
  */
 #include <linux/in.h>
 #include <linux/in6.h>

@@ -6,9 +6,12 @@
 
 use mitosis_core::histogram::Histogram;
 use mitosis_core::rpc::client::{Client, ClientConfig, Event as ClientEvent};
+use mitosis_core::sync::gauge::Gauge;
+use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::resolution::{Ask, MAX_SERVICE_ID};
 use mitosis_core::wire::ErrorCode;
 
-use crate::cm::{self, Ask, Route, Unresolved, MAX_SERVICE_ID};
+use crate::cm::{self, Route, Unresolved};
 use crate::devices::{Devices, Gid};
 use crate::endpoint::Endpoint;
 use crate::errno::Errno;
@@ -16,7 +19,6 @@ use crate::ffi;
 use crate::log::{begin, Level, Line, Part};
 use crate::memory::{Owned, Table};
 use crate::module::{Control, Slot};
-use crate::sync::{Gauge, Stop};
 use crate::thread::{give_way, now_ns, random, Event, Patience, Thread};
 use crate::verbs::{Completion, Direction, MappedPage, BATCH};
 use crate::{error, info};
@@ -190,28 +192,20 @@ impl Test {
             }
             Err(Failure::Unresolved(why)) => error!(
                 "stress test failed: no server at gid ",
-                self.gid,
-                ", service ",
-                self.server_service_id,
-                ": ",
-                why
+                self.gid, ", service ", self.server_service_id, ": ", why
             ),
             Err(Failure::Kernel(step, errno)) => error!("stress test failed: ", step, ": ", errno),
             Err(Failure::Caller { thread, failure }) => error!(
                 "stress test failed: client ",
-                thread,
-                ", rpc id ",
-                self.rpc_id,
-                ": ",
-                failure
+                thread, ", rpc id ", self.rpc_id, ": ", failure
             ),
         }
     }
 
     /// What is declared first is dropped last.
     fn measure(&self, control: &Control) -> Result<(), Failure> {
-        let devices = Devices::open(&control.event)
-            .map_err(Failure::kernel("cannot watch RDMA devices"))?;
+        let devices =
+            Devices::open(&control.event).map_err(Failure::kernel("cannot watch RDMA devices"))?;
         let route = cm::resolve(
             &devices,
             &control.event,
@@ -233,10 +227,10 @@ impl Test {
             end_ns: Gauge::default(),
         };
         let count = self.thread_count as usize;
-        let seats = Table::try_new(count, |_| Seat::new())
-            .map_err(Failure::kernel("cannot allocate"))?;
-        let mut records = Table::try_new(count, |_| Record::new())
-            .map_err(Failure::kernel("cannot allocate"))?;
+        let seats =
+            Table::try_new(count, |_| Seat::new()).map_err(Failure::kernel("cannot allocate"))?;
+        let mut records =
+            Table::try_new(count, |_| Record::new()).map_err(Failure::kernel("cannot allocate"))?;
 
         let callers = self.start(&shared, &seats, &mut records)?;
         let outcome = self.watch(control, &devices, &shared, &seats);
@@ -321,9 +315,7 @@ impl Test {
                 report_ns = now;
                 reported = requests;
             }
-            let failed = seats
-                .iter()
-                .any(|seat| seat.state.value() == state::FAILED);
+            let failed = seats.iter().any(|seat| seat.state.value() == state::FAILED);
             if failed || all(state::FINISHED) {
                 return Ok(elapsed_us);
             }
@@ -337,8 +329,8 @@ impl Test {
     }
 
     fn log_totals(&self, elapsed_us: u64, records: &[Record]) -> Result<(), Failure> {
-        let mut latency = Owned::<Histogram>::zeroed()
-            .map_err(Failure::kernel("cannot allocate a histogram"))?;
+        let mut latency =
+            Owned::<Histogram>::zeroed().map_err(Failure::kernel("cannot allocate a histogram"))?;
         let mut max_ns = 0;
         let mut errors = 0u64;
         for record in records {
@@ -511,13 +503,8 @@ impl Caller<'_> {
         let route = self.shared.route;
         let buffer = MappedPage::new(route.pd(), Direction::ToDevice)
             .map_err(kernel("cannot allocate a send buffer"))?;
-        let endpoint = Endpoint::open(
-            route.port(),
-            route.pd(),
-            &self.seat.event,
-            RECEIVE_BUFFERS,
-        )
-        .map_err(kernel("cannot create a queue pair"))?;
+        let endpoint = Endpoint::open(route.port(), route.pd(), &self.seat.event, RECEIVE_BUFFERS)
+            .map_err(kernel("cannot create a queue pair"))?;
         let key = u64::from(self.shared.test.session_id_base.wrapping_add(self.index));
         let config = ClientConfig {
             // The document's session id in the lower half; chance in the upper, so that no two clients share a key.
@@ -532,7 +519,7 @@ impl Caller<'_> {
             endpoint,
             buffer,
             caller: self,
-            patience: Patience::new(),
+            patience: Patience::default(),
         };
         line.client.connect(now_ns());
         match line.wait_event()? {
@@ -673,7 +660,10 @@ impl Connection<'_> {
                 }
                 self.transmit(now, true)?;
             }
-            self.caller.seat.event.wait(NAP_NS.min(timeout_ns.saturating_sub(now)));
+            self.caller
+                .seat
+                .event
+                .wait(NAP_NS.min(timeout_ns.saturating_sub(now)));
         }
     }
 
@@ -690,8 +680,7 @@ impl Connection<'_> {
             }
             if let Some(received) = self.endpoint.received(completion) {
                 // A datagram that the core rejects is nobody's answer: it is dropped.
-                if let Ok(Some(happened)) =
-                    self.client.handle_datagram(now_ns(), received.datagram)
+                if let Ok(Some(happened)) = self.client.handle_datagram(now_ns(), received.datagram)
                 {
                     event = Some(happened);
                 }

@@ -1,22 +1,17 @@
-//! Resolution: from a GID, a service id and a queue-descriptor hint to a queue pair (wire.md, Resolution).
+//! Resolution: from a GID, a service id and a queue-descriptor hint to a queue pair (wire.md §10).
 
 use core::ffi::c_void;
 use core::ptr::NonNull;
 
+use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::resolution::{service_port, Ask, Reason, ASK_LEN, QKEY};
+
 use crate::devices::{Devices, Gid, Port, Ports};
-use crate::endpoint::QKEY;
 use crate::errno::Errno;
 use crate::ffi::{self, cm_step};
 use crate::log::{Line, Part};
-use crate::sync::Stop;
 use crate::thread::{now_ns, Event};
 use crate::verbs::{AddressHandle, Destination, ProtectionDomain};
-
-/// rdma_cm's UDP port of service 0; service n is n further.
-const SERVICE_PORT_BASE: u16 = 0x4d00;
-
-/// Services are 0 to this.
-pub const MAX_SERVICE_ID: u32 = 255;
 
 /// How long the link layer may take to find the server's machine.
 const ADDRESS_TIMEOUT_MS: u32 = 2_000;
@@ -24,85 +19,6 @@ const ADDRESS_TIMEOUT_MS: u32 = 2_000;
 const ROUTE_TIMEOUT_MS: u32 = 2_000;
 /// How long the server's connection manager may take to answer.
 const ANSWER_TIMEOUT_MS: u32 = 4_000;
-
-const MAGIC: u32 = 0x4d54_4d53;
-const VERSION: u32 = 1;
-const ASK_LEN: usize = 20;
-
-/// The service port of a service id, which is at most [`MAX_SERVICE_ID`].
-fn service_port(service_id: u32) -> u16 {
-    SERVICE_PORT_BASE | (service_id & MAX_SERVICE_ID) as u16
-}
-
-/// What the asking side says: the private data of its request.
-#[derive(Clone, Copy)]
-pub struct Ask {
-    /// Which of the server's queues.
-    pub server_qd_hint: u32,
-    /// The hint that the client goes by.
-    pub client_qd_hint: u32,
-    /// The service that the client goes by.
-    pub client_service_id: u32,
-}
-
-impl Ask {
-    fn emit(&self) -> [u8; ASK_LEN] {
-        let mut bytes = [0; ASK_LEN];
-        let words = [
-            MAGIC,
-            VERSION,
-            self.server_qd_hint,
-            self.client_qd_hint,
-            self.client_service_id,
-        ];
-        for (place, word) in bytes.chunks_exact_mut(4).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    fn parse(bytes: &[u8]) -> Result<Ask, Reason> {
-        let bytes: &[u8; ASK_LEN] = bytes.first_chunk().ok_or(Reason::Malformed)?;
-        let mut words = [0u32; ASK_LEN / 4];
-        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
-            *word = u32::from_le_bytes(*chunk.first_chunk().ok_or(Reason::Malformed)?);
-        }
-        match words {
-            [MAGIC, VERSION, server_qd_hint, client_qd_hint, client_service_id] => Ok(Ask {
-                server_qd_hint,
-                client_qd_hint,
-                client_service_id,
-            }),
-            [MAGIC, ..] => Err(Reason::Version),
-            _ => Err(Reason::Malformed),
-        }
-    }
-}
-
-/// Why a server refuses to be resolved.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
-    /// The request is not one of this protocol.
-    Malformed = 1,
-    /// The request is of another version.
-    Version = 2,
-    /// No queue goes by this hint.
-    Hint = 3,
-    /// The request came over a port that the server does not serve.
-    Port = 4,
-}
-
-impl Reason {
-    fn text(reason: u32) -> &'static str {
-        match reason {
-            1 => "it could not read the request",
-            2 => "it speaks another version",
-            3 => "no queue there goes by that hint (server_qd_hint)",
-            4 => "it does not serve the port that the request came over",
-            _ => "it gave no reason",
-        }
-    }
-}
 
 /// Why a server could not be resolved.
 #[derive(Clone, Copy)]
@@ -128,9 +44,11 @@ pub enum Unresolved {
 impl Part for Unresolved {
     fn put(&self, line: &mut Line) {
         match *self {
-            Unresolved::NoPort => "this machine has no active RDMA port: load a driver, or make one by \
+            Unresolved::NoPort => {
+                "this machine has no active RDMA port: load a driver, or make one by \
                 `rdma link add rxe0 type rxe netdev eth0`"
-                .put(line),
+                    .put(line)
+            }
             Unresolved::NoMachine(errno) => {
                 "no machine answers at this GID: ".put(line);
                 errno.put(line);
@@ -139,16 +57,20 @@ impl Part for Unresolved {
                 "no path to this GID: ".put(line);
                 errno.put(line);
             }
-            Unresolved::NoService => "the machine is there, but no server listens at this service: insert \
+            Unresolved::NoService => {
+                "the machine is there, but no server listens at this service: insert \
                 mitosis_rpc_server there first"
-                .put(line),
+                    .put(line)
+            }
             Unresolved::NoAnswer(errno) => {
                 "the machine's connection manager does not answer: ".put(line);
                 errno.put(line);
             }
             Unresolved::Refused(reason) => {
                 "the server refused: ".put(line);
-                Reason::text(reason).put(line);
+                Reason::from_u32(reason)
+                    .map_or("it gave no reason", Reason::text)
+                    .put(line);
             }
             Unresolved::Stopped => "stopped while resolving".put(line),
             Unresolved::Kernel(step, errno) => {
@@ -201,6 +123,7 @@ pub fn resolve(
     service_id: u32,
     ask: &Ask,
 ) -> Result<Route, Unresolved> {
+    let service_port = service_port(service_id).ok_or(Unresolved::NoService)?;
     let ports = devices.ports();
     let mut outcome = Err(Unresolved::NoPort);
     for port in ports.as_slice() {
@@ -209,7 +132,7 @@ pub fn resolve(
             stop,
             ports: &ports,
         }
-        .over(port, gid, service_id, ask);
+        .over(port, gid, service_port, ask);
         match outcome {
             Err(Unresolved::NoMachine(_) | Unresolved::NoPath(_)) => {}
             _ => break,
@@ -240,7 +163,7 @@ impl Resolution<'_> {
         &self,
         port: &Port,
         gid: Gid,
-        service_id: u32,
+        service_port: u16,
         ask: &Ask,
     ) -> Result<Route, Unresolved> {
         let mut error = 0;
@@ -261,7 +184,7 @@ impl Resolution<'_> {
                 id.0.as_ptr(),
                 &port.0,
                 gid.0.as_ptr(),
-                service_port(service_id),
+                service_port,
                 ADDRESS_TIMEOUT_MS,
             )
         })
@@ -399,11 +322,12 @@ impl<'a> Listener<'a> {
         infiniband: bool,
         queues: &'a Queues<'a>,
     ) -> Result<Listener<'a>, Errno> {
+        let service_port = service_port(service_id).ok_or(Errno::INVALID)?;
         let mut error = 0;
         // SAFETY: `queues` outlives the listener, and with it every callback.
         let listener = unsafe {
             ffi::mitosis_cm_listen(
-                service_port(service_id),
+                service_port,
                 infiniband,
                 answer,
                 core::ptr::from_ref(queues).cast_mut().cast(),

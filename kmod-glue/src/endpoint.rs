@@ -9,6 +9,7 @@
 //! Sends complete in order, so only every [`SIGNAL_INTERVAL`]th asks for a completion, and those whose buffer is to be
 //! written again soon.
 
+use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::MAX_DATAGRAM;
 
 use crate::devices::{Gid, Port};
@@ -32,10 +33,6 @@ const GRH_STRIDE: usize = 64;
 const GRHS_A_PAGE: usize = PAGE_LEN / GRH_STRIDE;
 
 const _: () = assert!(MAX_DATAGRAM <= PAGE_LEN && GRH_LEN <= GRH_STRIDE);
-
-/// The queue key of every queue pair of this protocol (wire.md, Resolution). It keeps apart what is meant for another
-/// protocol; it is no secret.
-pub const QKEY: u32 = 0x0d17_0515;
 
 /// Ticket of a send.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

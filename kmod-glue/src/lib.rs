@@ -28,7 +28,6 @@ pub mod module;
 pub mod peers;
 pub mod resolver;
 pub mod server;
-pub mod sync;
 pub mod thread;
 pub mod verbs;
 

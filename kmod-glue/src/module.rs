@@ -3,9 +3,10 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use mitosis_core::sync::stop::Stop;
+
 use crate::errno::Errno;
 use crate::memory::Owned;
-use crate::sync::Stop;
 use crate::thread::{Event, Thread};
 
 /// What a test is given besides its parameters.

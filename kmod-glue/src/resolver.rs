@@ -5,11 +5,11 @@
 //! the server with unknown senders fills them, and only other unknown senders wait.
 
 use mitosis_core::sync::spsc::{Consumer, Producer, Ring};
+use mitosis_core::sync::stop::Stop;
 
 use crate::devices::Port;
 use crate::endpoint::Source;
 use crate::errno::Errno;
-use crate::sync::Stop;
 use crate::thread::Event;
 use crate::verbs::{AddressHandle, Completion, ProtectionDomain, GRH_LEN};
 
@@ -70,8 +70,7 @@ impl Resolver<'_> {
                 continue;
             };
             // SAFETY: the domain is borrowed from whoever owns the rings and the peers, and outlives them there.
-            let address =
-                unsafe { AddressHandle::to_sender(pd, port, &job.completion, &job.grh) };
+            let address = unsafe { AddressHandle::to_sender(pd, port, &job.completion, &job.grh) };
             let found = Found {
                 source: Source::of(&job.completion, &job.grh, job.port),
                 completion: job.completion,

@@ -7,18 +7,19 @@ use core::ops::ControlFlow;
 
 use mitosis_core::rpc::server::{Action, PeerId, Server, ServerConfig, Session, ANSWER_LEN};
 use mitosis_core::sync::spsc::{Consumer, Producer};
+use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::resolution::{MAX_SERVICE_ID, QKEY};
 use mitosis_core::wire::{ErrorCode, Header, Malformed, HEADER_LEN};
 
-use crate::cm::{Listener, Queues, MAX_SERVICE_ID};
+use crate::cm::{Listener, Queues};
 use crate::devices::{Devices, Port};
-use crate::endpoint::{Endpoint, Source, Ticket, QKEY};
+use crate::endpoint::{Endpoint, Source, Ticket};
 use crate::errno::Errno;
 use crate::ffi;
 use crate::memory::{Owned, Table};
 use crate::module::{Control, Slot};
 use crate::peers::Peers;
 use crate::resolver::{Found, Job, Jobs, Resolver, Results, IN_FLIGHT};
-use crate::sync::Stop;
 use crate::thread::{give_way, now_ns, random, Event, Patience, Thread};
 use crate::verbs::{
     Completion, Destination, Direction, MappedPage, ProtectionDomain, BATCH, GRH_LEN,
@@ -53,7 +54,10 @@ pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerPara
         return Errno::INVALID.0;
     }
     if parameters.service_id > MAX_SERVICE_ID {
-        error!("service_id is ", parameters.service_id, ", more than ", MAX_SERVICE_ID);
+        error!(
+            "service_id is ",
+            parameters.service_id, ", more than ", MAX_SERVICE_ID
+        );
         return Errno::INVALID.0;
     }
     let body = move |control: &Control| match serve(&parameters, control) {
@@ -114,12 +118,11 @@ fn serve(parameters: &ffi::ServerParameters, control: &Control) -> Result<(), Fa
     if found.as_slice().is_empty() {
         return Err(Failure::NoPort);
     }
-    let ports: Table<(Port, ProtectionDomain)> =
-        Table::try_new(found.as_slice().len(), |index| {
-            let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
-            Ok((*port, ProtectionDomain::new(port)?))
-        })
-        .map_err(kernel("cannot allocate protection domains"))?;
+    let ports: Table<(Port, ProtectionDomain)> = Table::try_new(found.as_slice().len(), |index| {
+        let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
+        Ok((*port, ProtectionDomain::new(port)?))
+    })
+    .map_err(kernel("cannot allocate protection domains"))?;
     let mut sessions = Table::try_new(SESSIONS, |_| Ok(Session::default()))
         .map_err(kernel("cannot allocate sessions"))?;
 
@@ -320,7 +323,7 @@ impl Serving<'_> {
         running_ns: u64,
     ) -> Result<(), Failure> {
         let end_ns = now_ns().saturating_add(running_ns);
-        let mut patience = Patience::new();
+        let mut patience = Patience::default();
         loop {
             if control.stop.wanted() {
                 return Ok(());
@@ -481,13 +484,7 @@ impl Serving<'_> {
     }
 
     #[inline]
-    fn decide(
-        &mut self,
-        now_ns: u64,
-        peer: PeerId,
-        port: usize,
-        completion: &Completion,
-    ) -> Next {
+    fn decide(&mut self, now_ns: u64, peer: PeerId, port: usize, completion: &Completion) -> Next {
         let Some(PortLine {
             endpoint,
             answers,
@@ -528,9 +525,7 @@ impl Serving<'_> {
                 };
                 let bytes = reply.send.buffer.page.bytes_mut();
                 let result = match bytes.get_mut(HEADER_LEN..) {
-                    Some(room) => {
-                        execute(self.test_rpc_id, request.rpc_id, request.payload, room)
-                    }
+                    Some(room) => execute(self.test_rpc_id, request.rpc_id, request.payload, room),
                     None => Err(ErrorCode::HandlerFailed),
                 };
                 let len = self.core.complete(&request.dispatched, result, bytes);
@@ -579,9 +574,7 @@ impl Serving<'_> {
             qpn: peer.source.qpn,
             qkey: QKEY,
         };
-        let ticket = line
-            .endpoint
-            .send(&to, &reply.send.buffer, len, again)?;
+        let ticket = line.endpoint.send(&to, &reply.send.buffer, len, again)?;
         if again {
             // The client's next request proves that it has a reply, not that the repetition has left this buffer.
             line.endpoint.wait_sent(ticket)?;

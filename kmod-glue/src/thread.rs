@@ -85,6 +85,7 @@ impl Drop for Event {
 /// thread looks only while nobody else wants its processor (soft-RoCE's workers least of all are kept waiting), and
 /// only as long as has lately been worth it: the budget doubles when an event came soon after the thread fell asleep,
 /// and falls to nothing when it did not.
+#[derive(Default)]
 pub struct Patience {
     budget_ns: u64,
     since_ns: u64,
@@ -95,14 +96,6 @@ impl Patience {
     const LEAST_NS: u64 = 20_000;
     /// Longest look.
     const MOST_NS: u64 = 1_000_000;
-
-    /// A thread that has nothing to wait for yet.
-    pub const fn new() -> Patience {
-        Patience {
-            budget_ns: 0,
-            since_ns: 0,
-        }
-    }
 
     /// Something has happened: the wait begins anew.
     pub fn renew(&mut self, now_ns: u64) {
@@ -158,9 +151,8 @@ impl<'a> Thread<'a> {
         }
         let context = Owned::new(body)?.into_raw();
         // SAFETY: `enter` fits `context`; `name` is NUL-terminated and read during the call only.
-        let thread = unsafe {
-            ffi::mitosis_thread_start(enter::<F>, context.cast(), name.as_ptr(), index)
-        };
+        let thread =
+            unsafe { ffi::mitosis_thread_start(enter::<F>, context.cast(), name.as_ptr(), index) };
         match NonNull::new(thread) {
             Some(thread) => Ok(Thread {
                 thread,

@@ -68,16 +68,11 @@ unsafe impl Send for CompletionQueue<'_> {}
 
 impl<'a> CompletionQueue<'a> {
     /// A queue of `entries` on the port's device.
-    pub fn new(
-        port: &Port,
-        entries: u32,
-        event: &'a Event,
-    ) -> Result<CompletionQueue<'a>, Errno> {
+    pub fn new(port: &Port, entries: u32, event: &'a Event) -> Result<CompletionQueue<'a>, Errno> {
         let mut error = 0;
         // SAFETY: the device is valid, and the event outlives the queue that signals it.
-        let cq = unsafe {
-            ffi::mitosis_cq_create(port.0.device, entries, event.as_ptr(), &mut error)
-        };
+        let cq =
+            unsafe { ffi::mitosis_cq_create(port.0.device, entries, event.as_ptr(), &mut error) };
         Ok(CompletionQueue {
             cq: created(cq, error)?,
             _event: event,
@@ -320,9 +315,7 @@ impl MappedPage {
     /// Makes the CPU see what the device wrote to `len` bytes at `offset`.
     pub fn sync_for_cpu(&self, offset: usize, len: usize) {
         // SAFETY: the mapping lives as long as `self`.
-        unsafe {
-            ffi::mitosis_dma_sync_for_cpu(self.device, self.dma + offset as u64, len as u32)
-        }
+        unsafe { ffi::mitosis_dma_sync_for_cpu(self.device, self.dma + offset as u64, len as u32) }
     }
 
     fn sync_for_device(&self, len: usize) {
@@ -342,11 +335,7 @@ impl Drop for MappedPage {
     fn drop(&mut self) {
         // SAFETY: mapped in `new`, unmapped only here; no posted work request names it any more.
         unsafe {
-            ffi::mitosis_dma_unmap(
-                self.device,
-                self.dma,
-                self.direction == Direction::ToDevice,
-            )
+            ffi::mitosis_dma_unmap(self.device, self.dma, self.direction == Direction::ToDevice)
         }
     }
 }

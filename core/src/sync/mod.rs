@@ -3,5 +3,7 @@
 //! Each takes its atomics from `primitive`, so that `loom-tests` can compile the same source
 //! against loom's and try every interleaving. Each ordering says what it pairs with.
 
+pub mod gauge;
 mod primitive;
 pub mod spsc;
+pub mod stop;

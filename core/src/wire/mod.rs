@@ -6,7 +6,8 @@
 //!
 //! One file a message that has fields of its own: [`header`], [`connect`], [`accept`], [`error`].
 //! The messages that are a header alone (Confirm, Disconnect, Ping, Pong) or a header and opaque
-//! payload (Request, Reply) are in [`datagram`].
+//! payload (Request, Reply) are in [`datagram`]. [`resolution`] is what is said before there are
+//! datagrams.
 
 pub mod accept;
 pub mod connect;
@@ -14,6 +15,7 @@ pub mod datagram;
 pub mod error;
 pub mod header;
 mod malformed;
+pub mod resolution;
 
 pub use accept::Accept;
 pub use connect::Connect;
