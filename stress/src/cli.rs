@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -99,18 +100,21 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
         });
         // A machine that Ctrl-C ended is no failure to boot.
         interrupt.check()?;
-        let mut cluster = cluster?;
+        let cluster = RefCell::new(cluster?);
+        let hosts = cluster.borrow().hosts().to_vec();
         let plan = Plan {
             target: template.target(),
-            hosts: cluster.hosts(),
-            disposable: cluster.is_virtual(),
+            hosts: &hosts,
+            disposable: cluster.borrow().is_virtual(),
             passes: &template.passes,
             parameters: &parameters,
-            parent_gid: settings.parent_gid.or(cluster.parent_gid()),
+            parent_gid: settings.parent_gid.or(cluster.borrow().parent_gid()),
             out: &arguments.out,
             deadlines: Deadlines::default(),
+            fallen: &|| cluster.borrow_mut().fallen(),
         };
         let mut report = run::run(&plan, &progress, &interrupt);
+        let cluster = cluster.into_inner();
         report.cluster.kind = if cluster.is_virtual() {
             "virtual"
         } else {
@@ -118,13 +122,6 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
         }
         .to_string();
         report.cluster.accel = cluster.accel();
-        if !report.interrupted() {
-            for (name, console) in cluster.fallen() {
-                report
-                    .findings
-                    .extend(run::findings_of_console(&name, &console));
-            }
-        }
         progress.step("leaving the cluster");
         Ok(report)
     });

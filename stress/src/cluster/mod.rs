@@ -66,6 +66,8 @@ impl Host {
 pub struct Cluster {
     hosts: Vec<Host>,
     machines: Option<VmCluster>,
+    /// Holds the consoles.
+    directory: PathBuf,
 }
 
 impl Cluster {
@@ -77,10 +79,12 @@ impl Cluster {
         interrupt: &Interrupt,
         progress: &dyn Fn(&str),
     ) -> Result<Self> {
+        let directory = directory.to_path_buf();
         match &settings.machines {
             Machines::Real(real) => Ok(Self {
                 hosts: remote::hosts(real),
                 machines: None,
+                directory,
             }),
             Machines::Virtual(machines) => {
                 let cluster = VmCluster::boot(&VmConfig {
@@ -88,13 +92,14 @@ impl Cluster {
                     clients: machines.clients as usize,
                     cpus: machines.cpus as usize,
                     memory_mib: machines.memory_mib as usize,
-                    log_dir: directory.to_path_buf(),
+                    log_dir: directory.clone(),
                     interrupt,
                     progress,
                 })?;
                 Ok(Self {
                     hosts: cluster.hosts().to_vec(),
                     machines: Some(cluster),
+                    directory,
                 })
             }
         }
@@ -120,11 +125,45 @@ impl Cluster {
         self.machines.as_ref()?.parent_gid().parse().ok()
     }
 
-    /// The virtual machines that ended by themselves, each with the end of its console.
-    pub fn fallen(&mut self) -> Vec<(String, String)> {
-        self.machines
+    /// The virtual machines that ended by themselves.
+    pub fn fallen(&mut self) -> Vec<Fallen> {
+        let fallen = self
+            .machines
             .as_mut()
             .map(VmCluster::fallen)
-            .unwrap_or_default()
+            .unwrap_or_default();
+        fallen
+            .into_iter()
+            .map(|(name, last)| self.console_of(name, last))
+            .collect()
     }
+
+    fn console_of(&self, name: String, last: String) -> Fallen {
+        let path = self.directory.join(format!("{name}.console.log"));
+        // A trace is longer than the lines that the machine itself remembers. What it said until it was up is not
+        // looked at, as in a log.
+        let console = std::fs::read(&path).map_or(last, |bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            text.rsplit("mitosis-guest: ready")
+                .next()
+                .unwrap_or_default()
+                .to_string()
+        });
+        Fallen {
+            name,
+            path,
+            console,
+        }
+    }
+}
+
+/// A machine that ended by itself.
+#[derive(Clone, Debug)]
+pub struct Fallen {
+    /// Its name.
+    pub name: String,
+    /// Its console's file.
+    pub path: PathBuf,
+    /// What its console said since it was up.
+    pub console: String,
 }

@@ -154,6 +154,31 @@ pub fn classify(record: &Record) -> Option<Kind> {
     }
 }
 
+/// What is wrong with the lines of a machine's console, `[   12.345678] text`.
+pub fn console(host: &str, console: &str) -> Vec<Finding> {
+    let finding = |line: &str| {
+        let line = line.trim();
+        let text = line
+            .strip_prefix('[')
+            .and_then(|line| line.split_once("] "))
+            .map_or(line, |(_, text)| text);
+        let text = text.trim().to_string();
+        let record = Record {
+            level: 6,
+            sequence: 0,
+            time_us: 0,
+            text,
+        };
+        let kind = classify(&record)?;
+        Some(Finding {
+            host: host.into(),
+            kind,
+            line: record.text,
+        })
+    };
+    console.lines().filter_map(finding).collect()
+}
+
 /// `rcu: INFO: rcu_preempt detected stalls`, `rcu_sched kthread starved`, `rcu_tasks … stall`.
 fn is_rcu_stall(text: &str) -> bool {
     text.find("rcu").is_some_and(|at| {
@@ -228,5 +253,17 @@ mod tests {
         ] {
             assert_eq!(classified(level, text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_console_tells_why_its_machine_ended() {
+        let lines = "\n  [   12.5] rdma_rxe: loaded\n  [   13.0] Kernel panic - not syncing: Fatal exception\n";
+        let findings = console("val02", lines);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].kind, Kind::Panic);
+        assert_eq!(
+            findings[0].line,
+            "Kernel panic - not syncing: Fatal exception"
+        );
     }
 }

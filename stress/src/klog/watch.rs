@@ -17,7 +17,7 @@ use mitosis_core::histogram::Histogram;
 use super::audit::{self, Finding, Kind};
 use super::lines::{self, Latency, Line, Stopped, Total};
 use super::record::{self, Record};
-use crate::cluster::Host;
+use crate::cluster::{Fallen, Host};
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
 
@@ -59,6 +59,11 @@ pub struct HostLog {
 }
 
 impl HostLog {
+    /// Whether it ended, with its machine or its connection: nothing more can be done there.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
     /// Whether a line since the mark holds `text`.
     pub fn said(&self, text: &str) -> bool {
         self.texts.iter().any(|line| line.contains(text))
@@ -116,6 +121,10 @@ struct Stream {
     ended: Option<Ended>,
 }
 
+/// Tells which machines ended by themselves. A machine that is gone says nothing more,
+/// and ssh takes a minute to notice.
+pub type LookForFallen<'a> = &'a dyn Fn() -> Vec<Fallen>;
+
 /// See the module's front comment.
 pub struct Watch<'a> {
     /// One for each host, in the order that [`Watch::start`] was given.
@@ -125,6 +134,7 @@ pub struct Watch<'a> {
     hosts: &'a [Host],
     progress: &'a Progress,
     interrupt: &'a Interrupt,
+    fallen: LookForFallen<'a>,
     token: String,
     grace: Duration,
     broken_since: Option<Instant>,
@@ -142,6 +152,7 @@ impl<'a> Watch<'a> {
         timeout: Duration,
         progress: &'a Progress,
         interrupt: &'a Interrupt,
+        fallen: LookForFallen<'a>,
     ) -> Result<Self> {
         let (sender, events) = mpsc::channel();
         let mut watch = Self {
@@ -156,6 +167,7 @@ impl<'a> Watch<'a> {
             hosts,
             progress,
             interrupt,
+            fallen,
             token: format!("{:016x}", rand::random::<u64>()),
             grace,
             broken_since: None,
@@ -240,8 +252,33 @@ impl<'a> Watch<'a> {
             match self.events.recv_timeout(left.min(TICK)) {
                 Ok(event) => self.handle(event),
                 // `self` holds a sender: the channel stays connected.
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                    self.look_for_the_fallen();
+                }
             }
+        }
+    }
+
+    /// What the console of a machine that ended by itself says about why.
+    fn look_for_the_fallen(&mut self) {
+        for Fallen {
+            name,
+            path,
+            console,
+        } in (self.fallen)()
+        {
+            let log = self
+                .logs
+                .iter_mut()
+                .find(|log| log.name == name && !log.lost);
+            let Some(log) = log else { continue };
+            log.lost = true;
+            let line = format!(
+                "the machine ended by itself; its console is in {}",
+                path.display()
+            );
+            self.find(&name, Kind::HostLost, line);
+            self.findings.extend(audit::console(&name, &console));
         }
     }
 
@@ -348,7 +385,9 @@ impl<'a> Watch<'a> {
                 });
                 if let Purpose::Log = stream.purpose {
                     let log = &mut self.logs[stream.host];
-                    log.lost = true;
+                    if std::mem::replace(&mut log.lost, true) {
+                        return;
+                    }
                     let name = log.name.clone();
                     // What a full ring tells a reader that it has overtaken.
                     let kind = if complaint.contains("Broken pipe") {

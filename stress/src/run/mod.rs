@@ -15,9 +15,8 @@ use anyhow::Result;
 pub use self::inspect::{inspect, parent_gid, Inspected, Port};
 use crate::cluster::Host;
 use crate::interrupt::{Interrupt, Interrupted};
-use crate::klog::audit::{self, Finding, Kind};
-use crate::klog::record::Record;
-use crate::klog::watch::Watch;
+use crate::klog::audit::{Finding, Kind};
+use crate::klog::watch::{LookForFallen, Watch};
 use crate::modules::Module;
 use crate::progress::Progress;
 use crate::report::{HostInfo, Report};
@@ -72,6 +71,8 @@ pub struct Plan<'a> {
     pub out: &'a Path,
     /// How long to wait.
     pub deadlines: Deadlines,
+    /// Looked at while waiting.
+    pub fallen: LookForFallen<'a>,
 }
 
 /// Does the run. An interrupt ends it early, with everything unloaded, as a finding of that kind.
@@ -87,6 +88,7 @@ pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Repor
                 plan.deadlines.command,
                 progress,
                 interrupt,
+                plan.fallen,
             ) {
                 Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
                 Ok(mut watch) => {
@@ -127,15 +129,13 @@ fn prepare(
     report: &mut Report,
 ) -> Result<Prepared> {
     progress.step(&format!("inspecting {} hosts", plan.hosts.len()));
-    let inspected = on_all(plan.hosts, |host| {
-        inspect(host, plan.deadlines.command, interrupt)
-    })?;
-    let gid = parent_gid(plan.hosts, &inspected, plan.parent_gid)?;
+    let timeout = plan.deadlines.command;
+    let inspected = on_all(plan.hosts, |host| inspect(host, timeout, interrupt))?;
     for (host, inspected) in plan.hosts.iter().zip(&inspected) {
         let port = inspected
             .ports
             .iter()
-            .find(|port| port.gids.contains(&gid))
+            .find(|port| plan.parent_gid.is_some_and(|gid| port.gids.contains(&gid)))
             .or(inspected.ports.first());
         report.cluster.hosts.push(HostInfo {
             name: host.name.clone(),
@@ -145,6 +145,7 @@ fn prepare(
             mtu: port.and_then(|port| port.mtu),
         });
     }
+    let gid = parent_gid(plan.hosts, &inspected, plan.parent_gid)?;
 
     progress.step("copying modules");
     // All are checked before any is copied.
@@ -172,7 +173,7 @@ fn prepare(
         }
     }
     let limit = crate::cluster::shell::Limit {
-        timeout: plan.deadlines.command,
+        timeout,
         interrupt: Some(interrupt),
     };
     on_all(&modules, |(host, module)| {
@@ -243,36 +244,6 @@ pub fn finding_of(error: &anyhow::Error, hosts: &[Host]) -> Finding {
         kind,
         line: line.to_string(),
     }
-}
-
-/// What the console of a machine that ended by itself says about why.
-pub fn findings_of_console(host: &str, console: &str) -> Vec<Finding> {
-    let ended = Finding {
-        host: host.into(),
-        kind: Kind::HostLost,
-        line: "the machine ended by itself".into(),
-    };
-    let lines = console.lines().filter_map(|line| {
-        // `[   12.345678] text`
-        let text = line
-            .trim()
-            .strip_prefix('[')
-            .and_then(|line| line.split_once("] "))
-            .map_or(line, |(_, text)| text);
-        let record = Record {
-            level: 6,
-            sequence: 0,
-            time_us: 0,
-            text: text.trim().to_string(),
-        };
-        let kind = audit::classify(&record)?;
-        Some(Finding {
-            host: host.into(),
-            kind,
-            line: record.text,
-        })
-    });
-    std::iter::once(ended).chain(lines).collect()
 }
 
 #[cfg(test)]

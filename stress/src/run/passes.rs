@@ -242,21 +242,24 @@ fn unload(plan: &Plan<'_>, watch: &mut Watch<'_>, progress: &Progress, started: 
         progress.step(&format!("unloading {module}"));
         let mut unloading = Vec::new();
         for &(host, _) in tasks {
+            if watch.logs[host].is_lost() {
+                continue;
+            }
             // Also where insmod failed or was still under way: the module itself is what counts.
             let script = format!("[ ! -d /sys/module/{module} ] || rmmod {module}");
             if let Ok(task) = watch.spawn(host, &script) {
                 unloading.push((host, task));
             }
         }
-        let all = |watch: &Watch<'_>| {
-            unloading
-                .iter()
-                .all(|&(_, task)| watch.ended(task).is_some())
+        let over = |watch: &Watch<'_>, &(host, task): &(usize, Task)| {
+            watch.ended(task).is_some() || watch.logs[host].is_lost()
         };
+        let all = |watch: &Watch<'_>| unloading.iter().all(|one| over(watch, one));
         let _ = watch.wait(plan.deadlines.unload, Patience::Stubborn, all);
         for &(host, task) in &unloading {
             let reason = match watch.ended(task) {
                 Some(ended) if ended.success => continue,
+                _ if watch.logs[host].is_lost() => continue,
                 Some(ended) => format!("rmmod {module} failed: {}", ended.complaint),
                 None => format!(
                     "rmmod {module} did not end within {} s",

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
-use crate::cluster::Role;
+use crate::cluster::{Fallen, Role};
 use crate::modules::tests::module_for;
 use crate::report::Verdict;
 use crate::template::Template;
@@ -172,6 +172,17 @@ impl Fake {
     }
 
     fn run(&self) -> Report {
+        let report = self.run_with(&Vec::new);
+        let idle = |host: &&&str| !self.home(host).join("busy").exists();
+        for host in ["val01", "val02", "val03"].iter().filter(idle) {
+            let modules = fs::read_dir(self.home(host).join("sys/module"));
+            let count = modules.map_or(0, Iterator::count);
+            assert_eq!(count, 0, "{host} still has a module: {:?}", report.findings);
+        }
+        report
+    }
+
+    fn run_with(&self, fallen: LookForFallen<'_>) -> Report {
         let plan = Plan {
             target: self.template.target(),
             hosts: &self.hosts,
@@ -181,21 +192,9 @@ impl Fake {
             parent_gid: self.given_gid,
             out: &self.directory.path().join("out"),
             deadlines: self.deadlines,
+            fallen,
         };
-        let report = run(&plan, &Progress::silent(), &self.interrupt);
-        for host in ["val01", "val02", "val03"]
-            .iter()
-            .filter(|host| !self.home(host).join("busy").exists())
-        {
-            let modules = fs::read_dir(self.home(host).join("sys/module"));
-            assert_eq!(
-                modules.map_or(0, Iterator::count),
-                0,
-                "{host} still has a module: {:?}",
-                report.findings
-            );
-        }
-        report
+        run(&plan, &Progress::silent(), &self.interrupt)
     }
 
     /// Runs, and expects a finding of this kind on this host that says so; others may come with it.
@@ -453,14 +452,24 @@ fn an_interrupt_unloads_what_was_loaded() {
 }
 
 #[test]
-fn a_console_tells_why_its_machine_ended() {
-    let console =
-        "\n  [   12.5] rdma_rxe: loaded\n  [   13.0] Kernel panic - not syncing: Fatal exception\n";
-    let findings = findings_of_console("val02", console);
-    let kinds: Vec<Kind> = findings.iter().map(|finding| finding.kind).collect();
-    assert_eq!(kinds, [Kind::HostLost, Kind::Panic]);
+fn a_machine_that_falls_ends_the_run_and_tells_why() {
+    let fake = Fake::new();
+    fake.behave("val02", "say '[INFO ] - starting rpc client'");
+    let loaded = fake.home("val02").join("loaded");
+    let fallen = || {
+        let fallen = Fallen {
+            name: "val02".into(),
+            path: "val02.console.log".into(),
+            console: "[ 9.1] Kernel panic - not syncing: Fatal exception".into(),
+        };
+        Vec::from_iter(loaded.exists().then_some(fallen))
+    };
+    let report = fake.run_with(&fallen);
+    let kinds: Vec<Kind> = report.findings.iter().map(|finding| finding.kind).collect();
     assert_eq!(
-        findings[1].line,
-        "Kernel panic - not syncing: Fatal exception"
+        kinds,
+        [Kind::HostLost, Kind::Panic, Kind::MissingClient],
+        "{:?}",
+        report.findings
     );
 }
