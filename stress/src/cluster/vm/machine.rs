@@ -1,7 +1,7 @@
 //! One virtual machine: a QEMU process, its console in a file, and what it says about itself.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,15 @@ pub(super) struct Plan {
 impl Plan {
     fn command(&self) -> Command {
         let mut qemu = Command::new("qemu-system-x86_64");
-        qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+        qemu.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-display",
+            "none",
+            "-serial",
+            "stdio",
+        ]);
         // No disk, no USB, no SMBus: nothing that the kernel would probe in vain.
         qemu.args(["-M", "q35,sata=off,usb=off,smbus=off"]);
         match self.accel {
@@ -58,19 +66,59 @@ impl Plan {
         qemu.arg("-kernel").arg(&self.kernel);
         qemu.arg("-initrd").arg(&self.image);
         qemu.arg("-append").arg(format!(
-            "{KERNEL_PARAMETERS} guest_name={} guest_address={}/24",
+            "{KERNEL_PARAMETERS}{} guest_name={} guest_address={}/24",
+            match self.accel {
+                Accel::Kvm => String::new(),
+                Accel::Tcg => emulated_clock(),
+            },
             self.name,
             network::address(self.number)
         ));
-        qemu.args(["-object", "rng-random,id=random,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=random"]);
+        qemu.args([
+            "-object",
+            "rng-random,id=random,filename=/dev/urandom",
+            "-device",
+            "virtio-rng-pci,rng=random",
+        ]);
         if self.network {
             let tap = network::tap(self.number);
-            qemu.arg("-netdev").arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
+            qemu.arg("-netdev")
+                .arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
             let (mac, mtu) = (network::mac(self.number), network::MTU);
-            qemu.arg("-device").arg(format!("virtio-net-pci,netdev=net,mac={mac},host_mtu={mtu},romfile="));
+            qemu.arg("-device").arg(format!(
+                "virtio-net-pci,netdev=net,mac={mac},host_mtu={mtu},speed=10000,duplex=full,romfile="
+            ));
         }
         qemu
     }
+}
+
+/// Tells the kernel the rate of its time-stamp counter, which under emulation is that of this machine.
+///
+/// Left to itself it measures the rate, against timers that an emulator on a busy machine serves late: the clock then
+/// runs wrong by whole percents, or is given up for a slower one with a warning.
+fn emulated_clock() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    tsc_khz(&cpuinfo)
+        .map(|khz| format!(" tsc=reliable tsc_early_khz={khz}"))
+        .unwrap_or_default()
+}
+
+/// The rate of the time-stamp counter: on x86 half of what the kernel prints as BogoMIPS, to 5 kHz.
+fn tsc_khz(cpuinfo: &str) -> Option<u64> {
+    let value = |line: &str| {
+        line.strip_prefix("bogomips")?
+            .split_once(':')?
+            .1
+            .trim()
+            .parse::<f64>()
+            .ok()
+    };
+    let bogomips = cpuinfo.lines().find_map(value)?;
+    // Anything else is not the rate of a counter.
+    (1_000.0..20_000.0)
+        .contains(&bogomips)
+        .then_some((bogomips * 500.0) as u64)
 }
 
 /// What a machine says about itself; the guest's init writes these lines.
@@ -103,16 +151,27 @@ impl Machine {
         // One pipe for the console and for QEMU's own complaints, in the order in which they come.
         let (read, write) = pipe2(OFlag::O_CLOEXEC).context("cannot make a pipe")?;
         let mut command = plan.command();
-        command.stdin(Stdio::null()).stdout(write.try_clone().context("cannot share a pipe")?).stderr(write);
+        command
+            .stdin(Stdio::null())
+            .stdout(write.try_clone().context("cannot share a pipe")?)
+            .stderr(write);
         // A group of its own: Ctrl-C is for the runner, which has logs to fetch before the machine ends.
         command.process_group(0);
-        let qemu = command.spawn().context("cannot start qemu-system-x86_64; install qemu-system-x86")?;
+        let qemu = command
+            .spawn()
+            .context("cannot start qemu-system-x86_64; install qemu-system-x86")?;
         // The command holds the pipe's other end open.
         drop(command);
         let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         let (number, lines) = (plan.number, Arc::clone(&last_lines));
-        let reader = thread::spawn(move || follow(File::from(read), console, number, &events, &lines));
-        Ok(Self { plan, qemu, reader: Some(reader), last_lines })
+        let reader =
+            thread::spawn(move || follow(File::from(read), console, number, &events, &lines));
+        Ok(Self {
+            plan,
+            qemu,
+            reader: Some(reader),
+            last_lines,
+        })
     }
 
     /// Whether QEMU still runs.
@@ -122,7 +181,10 @@ impl Machine {
 
     /// The end of its console, indented, for an error.
     pub(super) fn last_lines(&self) -> String {
-        let lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self
+            .last_lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         lines.iter().map(|line| format!("\n    {line}")).collect()
     }
 
@@ -145,7 +207,11 @@ impl Drop for Machine {
 
 fn open_log(path: &Path) -> Result<File> {
     // Appended to: a machine that is started again goes on in the same file. Boot removes old ones.
-    File::options().create(true).append(true).open(path).with_context(|| format!("cannot write {}", path.display()))
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Copies the console to its file and picks out what the guest's init says.
@@ -188,8 +254,12 @@ fn parse(line: &str) -> Option<Event> {
     match said.split_once([' ', ':']) {
         None if said == "booting" => Some(Event::Booting),
         Some(("ready", facts)) => {
-            let gid = facts.split(' ').find_map(|fact| fact.strip_prefix("gid="))?;
-            Some(Event::Ready { gid: gid.to_string() })
+            let gid = facts
+                .split(' ')
+                .find_map(|fact| fact.strip_prefix("gid="))?;
+            Some(Event::Ready {
+                gid: gid.to_string(),
+            })
         }
         Some(("failed", why)) => Some(Event::Failed(why.trim().to_string())),
         _ => None,
@@ -201,11 +271,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_counters_rate_is_half_the_bogomips() {
+        let cpuinfo =
+            "processor\t: 0\nbogomips\t: 5192.24\n\nprocessor\t: 1\nbogomips\t: 5192.30\n";
+        assert_eq!(tsc_khz(cpuinfo), Some(2_596_120));
+        assert_eq!(tsc_khz("bogomips\t: 48.00\n"), None);
+        assert_eq!(tsc_khz(""), None);
+    }
+
+    #[test]
     fn the_guests_lines_are_understood() {
         assert_eq!(parse("mitosis-guest: booting"), Some(Event::Booting));
-        let ready = Event::Ready { gid: "fe80:0000:0000:0000:5054:00ff:fe49:0001".into() };
-        assert_eq!(parse("[ 1.0] x mitosis-guest: ready gid=fe80:0000:0000:0000:5054:00ff:fe49:0001"), Some(ready));
-        assert_eq!(parse("mitosis-guest: failed: modprobe x"), Some(Event::Failed("modprobe x".into())));
+        let ready = Event::Ready {
+            gid: "fe80:0000:0000:0000:5054:00ff:fe49:0001".into(),
+        };
+        assert_eq!(
+            parse("[ 1.0] x mitosis-guest: ready gid=fe80:0000:0000:0000:5054:00ff:fe49:0001"),
+            Some(ready)
+        );
+        assert_eq!(
+            parse("mitosis-guest: failed: modprobe x"),
+            Some(Event::Failed("modprobe x".into()))
+        );
         assert_eq!(parse("mitosis-guest: other"), None);
         assert_eq!(parse("[    0.1] Linux version 6.12"), None);
     }

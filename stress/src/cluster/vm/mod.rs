@@ -88,14 +88,25 @@ impl VmCluster {
         let sockets = namespace::run_directory()?;
         let count = 1 + config.clients;
         if count > network::MAX_MACHINES {
-            bail!("{} clients: at most {} machines have an address", config.clients, network::MAX_MACHINES);
+            bail!(
+                "{} clients: at most {} machines have an address",
+                config.clients,
+                network::MAX_MACHINES
+            );
         }
         let image = prepare(&config.kernel)?;
         let kernel = PathBuf::from(script("kernels.sh", &config.kernel)?);
-        let release = fs::read_to_string(kernel.join("release")).context("the kernel's release")?.trim().to_string();
-        let cache = kernel.parent().and_then(Path::parent).context("the cache's path")?;
+        let release = fs::read_to_string(kernel.join("release"))
+            .context("the kernel's release")?
+            .trim()
+            .to_string();
+        let cache = kernel
+            .parent()
+            .and_then(Path::parent)
+            .context("the cache's path")?;
         let log_dir = &config.log_dir;
-        fs::create_dir_all(log_dir).with_context(|| format!("cannot make {}", log_dir.display()))?;
+        fs::create_dir_all(log_dir)
+            .with_context(|| format!("cannot make {}", log_dir.display()))?;
         remove_old_logs(log_dir)?;
 
         let plan = |number: usize, accel| {
@@ -112,14 +123,27 @@ impl VmCluster {
                 network: true,
             }
         };
-        let accel = accel::choose(&plan(1, Accel::Tcg), &cache.join("accel"), config.interrupt, config.progress)?;
+        let accel = accel::choose(
+            &plan(1, Accel::Tcg),
+            &cache.join("accel"),
+            config.interrupt,
+            config.progress,
+        )?;
         let plans: Vec<Plan> = (1..=count).map(|number| plan(number, accel)).collect();
         network::create(count)?;
 
-        let ssh = Ssh { keys: cache.join("ssh"), sockets };
+        let ssh = Ssh {
+            keys: cache.join("ssh"),
+            sockets,
+        };
         let hosts = plans.iter().map(|plan| Host {
             name: plan.name.clone(),
-            role: if plan.number == 1 { Role::Parent } else { Role::Child },
+            role: if plan.number == 1 {
+                Role::Parent
+            } else {
+                Role::Child
+            },
+            address: network::address(plan.number),
             ssh: ssh.words(&network::address(plan.number)),
             directory: "/mitosis".into(),
         });
@@ -193,7 +217,9 @@ impl VmCluster {
     pub fn shutdown(mut self) -> Result<()> {
         match self.fallen().first() {
             None => Ok(()),
-            Some((name, console)) => bail!("{name} ended by itself; its console's last lines:{console}"),
+            Some((name, console)) => {
+                bail!("{name} ended by itself; its console's last lines:{console}")
+            }
         }
     }
 
@@ -208,7 +234,12 @@ impl VmCluster {
     }
 
     /// Boots some machines, and connects to each as soon as it is ready.
-    fn start(&mut self, indices: &[usize], interrupt: &Interrupt, progress: &dyn Fn(&str)) -> Result<()> {
+    fn start(
+        &mut self,
+        indices: &[usize],
+        interrupt: &Interrupt,
+        progress: &dyn Fn(&str),
+    ) -> Result<()> {
         let total = indices.len();
         // A boot is nearly all computing: more at a time than this only get into each other's way. Eleven machines on
         // two busy processors took 95 s at once, and 47 s by threes.
@@ -219,8 +250,14 @@ impl VmCluster {
         progress(&format!("booting, {up} of {total} machines are up"));
         while up < total {
             for index in queue.by_ref().take(at_once - booting.len()) {
-                self.machines[index] = Some(Machine::start(self.plans[index].clone(), self.sender.clone())?);
-                booting.push(Booting { index, deadline: Instant::now() + BOOT_TIMEOUT });
+                self.machines[index] = Some(Machine::start(
+                    self.plans[index].clone(),
+                    self.sender.clone(),
+                )?);
+                booting.push(Booting {
+                    index,
+                    deadline: Instant::now() + BOOT_TIMEOUT,
+                });
             }
             let (number, event) = self.next_event(interrupt, &booting)?;
             let index = number - 1;
@@ -241,7 +278,9 @@ impl VmCluster {
         for &index in indices {
             interrupt.check()?;
             if let Some(master) = &mut self.masters[index] {
-                master.wait().with_context(|| format!("{} is up but does not take ssh", self.plans[index].name))?;
+                master.wait().with_context(|| {
+                    format!("{} is up but does not take ssh", self.plans[index].name)
+                })?;
             }
         }
         Ok(())
@@ -259,14 +298,23 @@ impl VmCluster {
             let now = Instant::now();
             if let Some(late) = booting.iter().find(|booting| booting.deadline <= now) {
                 let (name, seconds) = (&self.plans[late.index].name, BOOT_TIMEOUT.as_secs());
-                bail!("{name} is not up after {seconds} s{}", self.console_of(late.index));
+                bail!(
+                    "{name} is not up after {seconds} s{}",
+                    self.console_of(late.index)
+                );
             }
         }
     }
 
     fn console_of(&self, index: usize) -> String {
-        let lines = self.machines[index].as_ref().map(Machine::last_lines).unwrap_or_default();
-        format!("; all of it is in {}, its last lines:{lines}", self.plans[index].console.display())
+        let lines = self.machines[index]
+            .as_ref()
+            .map(Machine::last_lines)
+            .unwrap_or_default();
+        format!(
+            "; all of it is in {}, its last lines:{lines}",
+            self.plans[index].console.display()
+        )
     }
 
     /// A person's way into a machine, from outside the namespace.
@@ -274,6 +322,7 @@ impl VmCluster {
         use std::os::unix::fs::PermissionsExt;
         // As /proc shows it, which was mounted outside: this process's id there.
         let pid = fs::read_link("/proc/self").context("this process's id")?;
+        let pid = pid.display();
         let words = self.ssh.words("ADDRESS");
         let options: Vec<String> = words[1..words.len() - 2]
             .iter()
@@ -287,12 +336,14 @@ impl VmCluster {
              [ $# = 0 ] || shift\n\
              number=${{name#val}}\n\
              [ \"$(id -u)\" = 0 ] || user='-U --preserve-credentials'\n\
-             exec nsenter $user -n -t {} ssh {} -oConnectTimeout=5 \"root@10.73.0.${{number#0}}\" \"$@\"\n",
-            pid.display(),
+             [ -e /proc/{pid} ] || {{ echo 'this cluster runs no more' >&2; exit 1; }}\n\
+             exec nsenter $user -n -t {pid} ssh {} -oConnectTimeout=5 \"root@10.73.0.${{number#0}}\" \"$@\"\n",
             options.join(" ")
         );
-        fs::write(&self.shell, script).with_context(|| format!("cannot write {}", self.shell.display()))?;
-        fs::set_permissions(&self.shell, fs::Permissions::from_mode(0o755)).context("cannot set permissions")
+        fs::write(&self.shell, script)
+            .with_context(|| format!("cannot write {}", self.shell.display()))?;
+        fs::set_permissions(&self.shell, fs::Permissions::from_mode(0o755))
+            .context("cannot set permissions")
     }
 }
 
@@ -303,7 +354,9 @@ impl Drop for VmCluster {
 }
 
 fn remove_old_logs(directory: &Path) -> Result<()> {
-    for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
+    for entry in
+        fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?
+    {
         let path = entry.context("cannot read a directory")?.path();
         if path.to_string_lossy().ends_with(".console.log") {
             fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -321,7 +374,12 @@ fn script(name: &str, kernel: &str) -> Result<String> {
         .output()
         .with_context(|| format!("cannot run {}", path.display()))?;
     if !output.status.success() {
-        return Err(anyhow!("{name} {kernel} failed; `make setup` brings all that it needs"));
+        return Err(anyhow!(
+            "{name} {kernel} failed; `make setup` brings all that it needs"
+        ));
     }
-    Ok(String::from_utf8(output.stdout).context("a path that is not UTF-8")?.trim_end().to_string())
+    Ok(String::from_utf8(output.stdout)
+        .context("a path that is not UTF-8")?
+        .trim_end()
+        .to_string())
 }

@@ -35,27 +35,38 @@ const GRACE_S: u32 = 20;
 pub fn enter_namespace() -> Result<()> {
     if directory().is_some() {
         // Not even a SIGKILL of the first process leaves the second one running.
-        return prctl::set_pdeathsig(Signal::SIGKILL).context("cannot tie this process to the one that started it");
+        return prctl::set_pdeathsig(Signal::SIGKILL)
+            .context("cannot tie this process to the one that started it");
     }
     let directory = RunDirectory::new()?;
     let (uid, gid) = (getuid(), getgid());
     let namespaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID;
     if uid.is_root() {
-        unshare(namespaces).context("cannot make a network namespace (in a container, give it CAP_SYS_ADMIN)")?;
+        unshare(namespaces)
+            .context("cannot make a network namespace (in a container, give it CAP_SYS_ADMIN)")?;
     } else {
         unshare(CloneFlags::CLONE_NEWUSER | namespaces).context(
             "cannot make a user namespace; run as root, or allow it: sysctl -w kernel.unprivileged_userns_clone=1",
         )?;
-        for (file, line) in
-            [("uid_map", format!("0 {uid} 1")), ("setgroups", "deny".into()), ("gid_map", format!("0 {gid} 1"))]
-        {
-            fs::write(Path::new("/proc/self").join(file), line).with_context(|| format!("/proc/self/{file}"))?;
+        for (file, line) in [
+            ("uid_map", format!("0 {uid} 1")),
+            ("setgroups", "deny".into()),
+            ("gid_map", format!("0 {gid} 1")),
+        ] {
+            fs::write(Path::new("/proc/self").join(file), line)
+                .with_context(|| format!("/proc/self/{file}"))?;
         }
     }
 
     // Blocked from before the program starts, so that none is lost; Command starts it with none blocked.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD, Signal::SIGALRM] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGCHLD,
+        Signal::SIGALRM,
+    ] {
         signals.add(signal);
     }
     signals.thread_block().context("cannot block signals")?;
@@ -98,11 +109,18 @@ fn watch(mut program: Child, signals: &SignalFd) -> Result<ExitStatus> {
         if let Some(status) = program.try_wait().context("cannot wait for the program")? {
             return Ok(status);
         }
-        let Some(signal) = signals.read_signal().context("cannot receive signals")? else { continue };
-        match i32::try_from(signal.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok()) {
+        let Some(signal) = signals.read_signal().context("cannot receive signals")? else {
+            continue;
+        };
+        match i32::try_from(signal.ssi_signo)
+            .ok()
+            .and_then(|number| Signal::try_from(number).ok())
+        {
             Some(Signal::SIGCHLD) => {}
             // The program is this process's child and was not waited for yet: both kills reach it or its corpse.
-            Some(Signal::SIGALRM) => kill(pid, Signal::SIGKILL).context("cannot end the program")?,
+            Some(Signal::SIGALRM) => {
+                kill(pid, Signal::SIGKILL).context("cannot end the program")?
+            }
             _ => {
                 if signal.ssi_code != SI_KERNEL {
                     kill(pid, Signal::SIGTERM).context("cannot pass a signal on")?;
@@ -114,19 +132,25 @@ fn watch(mut program: Child, signals: &SignalFd) -> Result<ExitStatus> {
 }
 
 fn exit_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
+    status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal))
+        .unwrap_or(1)
 }
 
 struct RunDirectory(PathBuf);
 
 impl RunDirectory {
     fn new() -> Result<Self> {
+        remove_orphans();
         for n in 0..1000 {
             let path = PathBuf::from(format!("/tmp/mitosis-{}-{n}", std::process::id()));
             match fs::DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => return Ok(Self(path)),
                 Err(error) if error.raw_os_error() == Some(Errno::EEXIST as i32) => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot make {}", path.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("cannot make {}", path.display()))
+                }
             }
         }
         bail!("cannot make a directory in /tmp: remove old /tmp/mitosis-*")
@@ -136,5 +160,26 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Removes the directories of those that were killed before they could do it.
+fn remove_orphans() {
+    let Ok(entries) = fs::read_dir("/tmp") else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| {
+            name.strip_prefix("mitosis-")?
+                .split_once('-')?
+                .0
+                .parse::<u32>()
+                .ok()
+        });
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            // Another user's stays.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }

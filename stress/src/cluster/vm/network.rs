@@ -1,6 +1,6 @@
 //! The cluster's network: one tap per machine on a bridge, in the network namespace that the program is alone in.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -29,6 +29,11 @@ pub(super) fn tap(n: usize) -> String {
 
 /// Makes the bridge and the taps of machines `1..=machines`.
 pub(super) fn create(machines: usize) -> Result<()> {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .context("cannot open /dev/net/tun, which the machines' network needs: run as root, or chmod 666 it")?;
     // These machines are to have the wire for themselves: no router advertisements or reports from this side. Where the
     // kernel has no IPv6 there is nothing to turn off.
     let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
@@ -40,7 +45,9 @@ pub(super) fn create(machines: usize) -> Result<()> {
     );
     for n in 1..=machines {
         let tap = tap(n);
-        batch += &format!("tuntap add {tap} mode tap vnet_hdr\nlink set {tap} mtu {MTU} master br0 up\n");
+        batch += &format!(
+            "tuntap add {tap} mode tap vnet_hdr\nlink set {tap} mtu {MTU} master br0 up\n"
+        );
     }
     ip(&batch)
 }
@@ -53,16 +60,18 @@ fn ip(batch: &str) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start ip; install iproute2")?;
-    ip.stdin.take().context("ip has no stdin")?.write_all(batch.as_bytes()).context("cannot instruct ip")?;
+    ip.stdin
+        .take()
+        .context("ip has no stdin")?
+        .write_all(batch.as_bytes())
+        .context("cannot instruct ip")?;
     let output = ip.wait_with_output().context("cannot wait for ip")?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        let advice = if complaint.contains("/dev/net/tun") || complaint.contains("tun") {
-            " (whoever runs this needs to read and write /dev/net/tun: run as root, or chmod 666 it)"
-        } else {
-            ""
-        };
-        bail!("cannot make the cluster's network: {}{advice}", complaint.trim().replace('\n', "; "));
+        bail!(
+            "cannot make the cluster's network: {}",
+            complaint.trim().replace('\n', "; ")
+        );
     }
     Ok(())
 }

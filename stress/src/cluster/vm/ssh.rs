@@ -35,12 +35,18 @@ impl Ssh {
             "-oBatchMode=yes".into(),
             "-oLogLevel=ERROR".into(),
             "-oConnectTimeout=20".into(),
-            "-oServerAliveInterval=10".into(),
-            "-oServerAliveCountMax=6".into(),
+            "-oServerAliveInterval=5".into(),
+            "-oServerAliveCountMax=4".into(),
             "-oIdentitiesOnly=yes".into(),
             "-oIdentityAgent=none".into(),
-            format!("-oIdentityFile=\"{}\"", self.keys.join("id_ed25519").display()),
-            format!("-oUserKnownHostsFile=\"{}\"", self.keys.join("known_hosts").display()),
+            format!(
+                "-oIdentityFile=\"{}\"",
+                self.keys.join("id_ed25519").display()
+            ),
+            format!(
+                "-oUserKnownHostsFile=\"{}\"",
+                self.keys.join("known_hosts").display()
+            ),
             "-oGlobalKnownHostsFile=none".into(),
             "-oHostKeyAlias=mitosis-guest".into(),
             "-oStrictHostKeyChecking=yes".into(),
@@ -57,7 +63,12 @@ impl Ssh {
         let _ = std::fs::remove_file(self.socket(address));
         let words = self.words(address);
         let child = Command::new(&words[0])
-            .args(["-M", "-N", "-oPermitLocalCommand=yes", "-oLocalCommand=echo connected"])
+            .args([
+                "-M",
+                "-N",
+                "-oPermitLocalCommand=yes",
+                "-oLocalCommand=echo connected",
+            ])
             .args(&words[1..words.len() - 1])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -78,12 +89,20 @@ impl Master {
     /// Waits until the connection stands.
     pub(super) fn wait(&mut self) -> Result<()> {
         let mut line = String::new();
-        let stdout = self.0.stdout.take().context("the connection was waited for before")?;
-        BufReader::new(stdout).read_line(&mut line).context("cannot read from ssh")?;
+        let stdout = self
+            .0
+            .stdout
+            .take()
+            .context("the connection was waited for before")?;
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .context("cannot read from ssh")?;
         if line.is_empty() {
             let mut complaint = String::new();
             if let Some(stderr) = &mut self.0.stderr {
-                stderr.read_to_string(&mut complaint).context("cannot read from ssh")?;
+                stderr
+                    .read_to_string(&mut complaint)
+                    .context("cannot read from ssh")?;
             }
             bail!("ssh: {}", complaint.trim());
         }
