@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /* Protection domains, completion queues, UD queue pairs, address handles, DMA. */
+#include <linux/bottom_half.h>
 #include <linux/build_bug.h>
 #include <linux/slab.h>
 #include <rdma/ib_verbs.h>
@@ -193,8 +194,16 @@ int mitosis_post_send(struct ib_qp *qp, const struct mitosis_send *send)
 		.remote_qpn = send->remote_qpn,
 		.remote_qkey = send->remote_qkey,
 	};
+	int ret;
 
-	return ib_post_send(qp, &wr.wr, NULL);
+	/*
+	 * Where a soft device sends in a tasklet, it runs as bottom halves are
+	 * enabled again, here, rather than when ksoftirqd is next scheduled.
+	 */
+	local_bh_disable();
+	ret = ib_post_send(qp, &wr.wr, NULL);
+	local_bh_enable();
+	return ret;
 }
 
 /* The way back to the sender of a received datagram; resolves its MAC. */

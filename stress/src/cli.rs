@@ -1,6 +1,5 @@
 //! The command line.
 
-use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -8,16 +7,16 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::build;
-use crate::cluster::{vm, Cluster};
-use crate::interrupt::{Interrupt, Interrupted};
+use crate::interrupt::Interrupted;
 use crate::parameters;
 use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::report::{table, Report, Verdict};
-use crate::run::{self, Deadlines, Plan};
-use crate::settings::{Assignments, Machines, Settings};
+use crate::run;
+use crate::settings::Assignments;
+use crate::stage::{self, Act, Setting};
 use crate::template::{RunPass, Template};
+use crate::{bench, build, check};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -35,6 +34,10 @@ enum Subject {
     Build(OneTemplate),
     /// Do what a run template says on the cluster, and write out/<target>/result.json.
     Run(OneTemplate),
+    /// Compare the empty RPC's round trip with perftest's, on one pair of machines in one run.
+    BenchRpc(bench::Arguments),
+    /// Load, unload and misuse the modules, and look for what they leave behind.
+    Check(check::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -55,6 +58,8 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Subject::Build(arguments) => build(&arguments).map(|()| Verdict::Pass),
         Subject::Run(arguments) => run(&arguments),
+        Subject::BenchRpc(arguments) => bench::main(&arguments),
+        Subject::Check(arguments) => check::main(&arguments),
     };
     match result {
         Ok(Verdict::Pass) => ExitCode::SUCCESS,
@@ -92,38 +97,22 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
 
     let mut report = Report::of(template.target(), parameters.clone());
     let progress = Progress::new();
-    let outcome = prepare(&template, &settings, arguments).and_then(|()| {
-        let interrupt = Interrupt::from_signals()?;
-        progress.step("starting the cluster");
-        let cluster = Cluster::start(&settings, &directory, &interrupt, &|what| {
-            progress.step(what)
-        });
-        // A machine that Ctrl-C ended is no failure to boot.
-        interrupt.check()?;
-        let cluster = RefCell::new(cluster?);
-        let hosts = cluster.borrow().hosts().to_vec();
-        let plan = Plan {
-            target: template.target(),
-            hosts: &hosts,
-            disposable: cluster.borrow().is_virtual(),
+    let setting = Setting {
+        settings: &settings,
+        template: &template,
+        out: &arguments.out,
+        directory: &directory,
+        progress: &progress,
+    };
+    let outcome = stage::on(&setting, |stage| {
+        Ok(stage.perform(&Act {
+            target: &template.target(),
+            hosts: stage.hosts(),
             passes: &template.passes,
             parameters: &parameters,
-            parent_gid: settings.parent_gid.or(cluster.borrow().parent_gid()),
             out: &arguments.out,
-            deadlines: Deadlines::default(),
-            fallen: &|| cluster.borrow_mut().fallen(),
-        };
-        let mut report = run::run(&plan, &progress, &interrupt);
-        let cluster = cluster.into_inner();
-        report.cluster.kind = if cluster.is_virtual() {
-            "virtual"
-        } else {
-            "real"
-        }
-        .to_string();
-        report.cluster.accel = cluster.accel();
-        progress.step("leaving the cluster");
-        Ok(report)
+            progress: &progress,
+        }))
     });
     progress.finish();
     match outcome {
@@ -139,33 +128,4 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
         return Err(Interrupted.into());
     }
     Ok(report.verdict())
-}
-
-/// Brings modules and machine images up to date, then goes where the machines are to live.
-fn prepare(
-    template: &Template<RunPass>,
-    settings: &Settings,
-    arguments: &OneTemplate,
-) -> Result<()> {
-    let Machines::Virtual(machines) = &settings.machines else {
-        return update(template, settings, arguments);
-    };
-    // Building and fetching take the network and the user's own rights: neither exists inside the namespace, where the
-    // program starts a second time.
-    if !vm::inside_namespace() {
-        update(template, settings, arguments)?;
-        vm::prepare(&machines.kernel)?;
-    }
-    vm::enter_namespace()
-}
-
-fn update(
-    template: &Template<RunPass>,
-    settings: &Settings,
-    arguments: &OneTemplate,
-) -> Result<()> {
-    match &template.build {
-        None => Ok(()),
-        Some(path) => build::update(path, &build::kernels(settings)?, settings, &arguments.out),
-    }
 }

@@ -12,11 +12,16 @@
 //!    modules print, and audits all of them.
 //! 6. [`report`] is the outcome: a table for people, `out/<target>/result.json` for programs.
 //!
+//! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
+//! unloads and misuses the modules.
+//!
 //! Principles: wait for what a host says, never for a while; every wait has a deadline and ends early when something is
 //! already known to be wrong; whatever was started is ended, also after Ctrl-C; work that was not verified is not
 //! counted.
 
+pub mod bench;
 pub mod build;
+pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod interrupt;
@@ -28,4 +33,5 @@ pub mod refusal;
 pub mod report;
 pub mod run;
 pub mod settings;
+pub mod stage;
 pub mod template;

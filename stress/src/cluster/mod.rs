@@ -34,6 +34,8 @@ pub struct Host {
     pub name: String,
     /// What it does in a run.
     pub role: Role,
+    /// By which the other hosts reach it over TCP: an IP address or a name.
+    pub address: String,
     /// The words that, followed by one shell command, run it there as root: `ssh -o … root@10.73.0.2 --`.
     pub ssh: Vec<String>,
     /// A directory there for modules and other files; exists or can be made.

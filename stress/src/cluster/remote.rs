@@ -41,6 +41,7 @@ fn host(real: &Real, name: &str, role: Role) -> Host {
     Host {
         name: name.to_string(),
         role,
+        address: name.to_string(),
         ssh,
         directory,
     }
@@ -94,6 +95,7 @@ mod tests {
         let host = Host {
             name: "val02".into(),
             role: Role::Child,
+            address: String::new(),
             ssh: words.map(str::to_string).into(),
             directory: "/".into(),
         };

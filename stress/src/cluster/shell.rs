@@ -165,6 +165,7 @@ mod tests {
         let host = Host {
             name: "val02".into(),
             role: Role::Child,
+            address: String::new(),
             ssh: vec!["sh".into(), "-c".into()],
             directory: directory.path().join("it's here"),
         };

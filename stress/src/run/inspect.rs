@@ -215,6 +215,7 @@ mod tests {
         let host = Host {
             name: "val01".into(),
             role: Role::Parent,
+            address: String::new(),
             ssh: vec![],
             directory: "/".into(),
         };

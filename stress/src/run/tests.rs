@@ -136,6 +136,7 @@ impl Fake {
             Host {
                 name: name.into(),
                 role,
+                address: String::new(),
                 ssh: vec![
                     root.join("bin/host").display().to_string(),
                     home.display().to_string(),
