@@ -88,6 +88,7 @@ else
     for deb in "$temporary"/debs/*.deb; do dpkg-deb -x "$deb" "$temporary/tree"; done
     headers=usr/src/linux-headers-$release
     # The packaged Makefile is one line that includes the common headers by an absolute path.
+    # shellcheck disable=SC2016
     sed -i 's|/usr/src/|$(dir $(lastword $(MAKEFILE_LIST)))../|' "$temporary/tree/$headers/Makefile"
     ln -s "$headers" "$temporary/tree/headers"
     if [ -e "$temporary/tree/boot/vmlinuz-$release" ]; then

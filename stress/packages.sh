@@ -1,3 +1,4 @@
+# shellcheck shell=sh disable=SC2154
 # Debian packages as files, without installing them. Sourced by kernels.sh and guest/image.sh with $cache set.
 #
 # The machine's own package lists are used as they are. Where they are missing, or older than the mirror, a second set
@@ -29,7 +30,7 @@ closure() {
 # download DIRECTORY PACKAGE…
 download() {
     (
-        cd "$1"
+        cd "$1" || exit
         shift
         # shellcheck disable=SC2086
         apt-get $apt_options -qq download "$@"

@@ -93,6 +93,7 @@ carry() {
 }
 words "$here/packages" | while read -r package globs; do
     [ -n "$package" ] || continue
+    # shellcheck disable=SC2086
     for file in $(cd "$packages" && echo $globs); do
         [ -e "$packages/$file" ] || [ -L "$packages/$file" ] ||
             { echo "guest/image.sh: guest/packages: $package has no $file" >&2; exit 1; }
