@@ -5,11 +5,9 @@
 //! prints half round trips, which are doubled here.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::{bail, Context, Result};
@@ -34,6 +32,8 @@ const BOUND: f64 = 1.3;
 const ITERATIONS: u32 = 3_000;
 /// For perftest to listen, and for a round of it.
 const PERFTEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where perftest's two ends meet over TCP.
+const PERFTEST_PORT: u16 = 18515;
 const TARGET: &str = "bench-rpc";
 
 /// What the command line says.
@@ -207,7 +207,7 @@ fn perftest(
             quote(&port.device)
         ))
     };
-    let listening = Listening::start(server, &command(&inspected[0])?)?;
+    let listening = Listening::start(server, &command(&inspected[0])?, interrupt)?;
     let limit = Limit {
         timeout: PERFTEST_TIMEOUT,
         interrupt: Some(interrupt),
@@ -230,36 +230,32 @@ struct Listening {
 }
 
 impl Listening {
-    /// Returns once it listens.
-    fn start(host: &Host, command: &str) -> Result<Self> {
+    /// Returns once it listens: perftest says so too late on a pipe, so its TCP port is looked for.
+    fn start(host: &Host, command: &str, interrupt: &Interrupt) -> Result<Self> {
         let child = host
-            .command(&format!("{command} 2>&1"))
+            .command(command)
+            .process_group(0)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .with_context(|| format!("{}: cannot start ssh", host.name))?;
-        let mut listening = Self { child };
-        let stdout = listening.child.stdout.take().context("no stdout")?;
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            // Goes on reading, so that perftest is never stopped by a full pipe.
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        let mut said = String::new();
-        while let Ok(line) = receiver.recv_timeout(PERFTEST_TIMEOUT) {
-            if line.contains("Waiting for client") {
-                return Ok(listening);
-            }
-            said += &line;
-            said.push('\n');
-        }
-        bail!(
-            "{}: `{command}` does not listen; is perftest installed there? It said: {}",
-            host.name,
-            said.trim()
-        )
+        let listening = Self { child };
+        let script = format!(
+            "i=0; until grep -q ':{PERFTEST_PORT:04X} [0-9A-F]*:0000 0A' /proc/net/tcp /proc/net/tcp6; do \
+             i=$((i+1)); [ $i -lt 200 ] || exit 1; sleep 0.1; done"
+        );
+        let limit = Limit {
+            timeout: PERFTEST_TIMEOUT,
+            interrupt: Some(interrupt),
+        };
+        host.run(&script, limit).with_context(|| {
+            format!(
+                "{}: `{command}` does not listen; is perftest installed there?",
+                host.name
+            )
+        })?;
+        Ok(listening)
     }
 }
 
