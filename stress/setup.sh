@@ -21,6 +21,7 @@ rustfmt-web       formatting
 gcc-12            the compiler that Debian built its kernels with
 gcc               linking programs
 libc6-dev         linking programs
+g++               the fuzzing library
 make              Kbuild
 binutils          linking the modules
 kmod              indexing and finding kernel modules
