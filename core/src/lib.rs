@@ -30,8 +30,6 @@
 #[cfg(any(test, rdma_loom))]
 extern crate std;
 
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 pub mod histogram;
 pub mod rpc;
 pub mod session;

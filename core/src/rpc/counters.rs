@@ -7,8 +7,17 @@ pub struct Counters {
     pub connects: u64,
     /// Connects that found their session open already.
     pub repeated_connects: u64,
-    /// Connects refused because no slot was free, or the key's hash chain was full.
+    /// Connects refused because no session, slot or credit was free, too many of the peer's
+    /// sessions were half-open, or the key's hash chain was full.
     pub refused_busy: u64,
+    /// Connects refused because the server requires a cluster key and they bore none.
+    pub refused_key_required: u64,
+    /// Connects refused because their cluster key is another.
+    pub refused_wrong_key: u64,
+    /// Connects refused because they bore a cluster key and the server has none.
+    pub refused_no_key_here: u64,
+    /// Confirms refused because they do not belong to their session's Accept.
+    pub refused_replayed: u64,
     /// Connects refused for their version.
     pub refused_version: u64,
     /// Connects and requests refused because the server is going away.
@@ -17,7 +26,11 @@ pub struct Counters {
     pub requests: u64,
     /// Requests answered again from the saved reply.
     pub replays: u64,
-    /// Requests longer than their session carries.
+    /// Parts of requests taken in, those that completed a request not included.
+    pub segments: u64,
+    /// Parts of replies sent at the client's wish, the first not included.
+    pub fetches: u64,
+    /// Requests and results longer than their session carries.
     pub too_large: u64,
     /// Malformed datagrams that were answered with an Error.
     pub bad_requests: u64,
@@ -35,8 +48,12 @@ pub struct Counters {
     pub ignored_unexpected: u64,
     /// Ignored requests that were over.
     pub ignored_stale: u64,
-    /// Ignored requests that came while one of their session was being executed.
+    /// Ignored requests that came while one of their slot was being executed.
     pub ignored_executing: u64,
+    /// Ignored parts of requests, of which an earlier part is missing.
+    pub ignored_out_of_order: u64,
+    /// Ignored datagrams of sessions that await a valid Confirm.
+    pub ignored_unconfirmed: u64,
     /// Answers that did not fit the buffer that the caller gave.
     pub no_room: u64,
 }

@@ -25,8 +25,16 @@ pub enum Rejected {
     OtherSession,
     /// It belongs to a request that has been answered, or given up, already.
     StaleRequest,
-    /// It repeats a request that is being executed, or comes while another one is.
+    /// It repeats a request that is being executed, or comes while another one of its slot is.
     StillExecuting,
+    /// It is not the next part of its message: an earlier one was lost, and the client goes back.
+    OutOfOrder,
+    /// It is not a part that this message has in this session.
+    BadPart,
+    /// It comes before the valid Confirm that a cluster key requires.
+    Unconfirmed,
+    /// The Accept's tag is wrong: the server does not know the cluster key.
+    BadTag,
     /// The Accept grants what was not asked for.
     BadOffer,
     /// The answer does not fit the buffer that was given for it: the caller's fault.
@@ -41,6 +49,10 @@ impl core::fmt::Display for Rejected {
             Self::OtherSession => f.write_str("of another session"),
             Self::StaleRequest => f.write_str("of a request that is over"),
             Self::StillExecuting => f.write_str("a request is being executed"),
+            Self::OutOfOrder => f.write_str("an earlier part is missing"),
+            Self::BadPart => f.write_str("no part of this message"),
+            Self::Unconfirmed => f.write_str("the session is not confirmed"),
+            Self::BadTag => f.write_str("the server does not know the cluster key"),
             Self::BadOffer => f.write_str("the accept grants what was not asked for"),
             Self::NoRoom => f.write_str("no room for the answer"),
         }

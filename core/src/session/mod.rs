@@ -1,11 +1,16 @@
-//! Who is talking: identities, and the server's bounded table of sessions (wire.md §7).
+//! Who is talking: identities, proofs of membership, and the server's bounded tables (wire.md §7).
 //!
-//! [`SessionId`] and [`RequestId`] are what travels; [`Session`] is one slot of the table, whose
-//! memory the caller owns; [`table`] finds, opens, closes and expires them in bounded time. What
-//! the calls of a session mean is in [`rpc`](crate::rpc).
+//! [`SessionId`] and [`RequestId`] are what travels; [`Session`] is one entry of the table, whose
+//! memory the caller owns; [`table`] finds, opens, closes and expires them in bounded time.
+//! [`pool`] hands their request slots to them, and [`auth`] makes the tags of a keyed handshake.
+//! What the calls of a session mean is in [`rpc`](crate::rpc).
 
+pub mod auth;
 mod id;
+pub mod pool;
 pub mod table;
 
+pub use auth::ClusterKey;
 pub use id::{RequestId, SessionId};
+pub use pool::{ServerSlot, MAX_SLOTS};
 pub use table::{Closed, PeerId, Session};

@@ -31,6 +31,10 @@ pub struct Closed {
     pub session_index: u32,
     /// Whose it was.
     pub peer: PeerId,
+    /// The first of its slots: their buffers are free.
+    pub first_slot_index: u32,
+    /// How many slots it had.
+    pub slots: u16,
 }
 
 /// Where a slot is in its life.
@@ -296,6 +300,8 @@ impl<'a> Table<'a> {
         Some(Closed {
             session_index: index,
             peer: session.peer,
+            first_slot_index: 0,
+            slots: 1,
         })
     }
 

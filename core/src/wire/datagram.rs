@@ -1,7 +1,9 @@
 //! A whole datagram: the header and what its kind makes of the payload (wire.md §4 to §6).
 
-use super::{accept, connect, error, header};
-use super::{Accept, BufferTooSmall, Connect, Header, Kind, Malformed, Refusal, HEADER_LEN};
+use super::{accept, confirm, connect, error, header, MAX_MESSAGE};
+use super::{
+    Accept, BufferTooSmall, Confirm, Connect, Header, Kind, Malformed, Refusal, HEADER_LEN,
+};
 use crate::session::{RequestId, SessionId};
 
 /// A datagram that is well-formed in every respect that its bytes can show.
@@ -12,8 +14,32 @@ pub struct Datagram<'d> {
     pub session: SessionId,
     /// The request that it belongs to; 0 where there is none.
     pub request: RequestId,
+    /// The slot that the request is in; 0 where there is none.
+    pub slot: u16,
     /// What it says.
     pub message: Message<'d>,
+}
+
+/// A part of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part<'d> {
+    /// Length of the whole message in bytes.
+    pub message_len: u32,
+    /// Where the part lies in it, in bytes.
+    pub offset: u32,
+    /// The part's bytes, which end in the message.
+    pub payload: &'d [u8],
+}
+
+impl<'d> Part<'d> {
+    /// A message that is a single part.
+    pub const fn whole(payload: &'d [u8]) -> Self {
+        Self {
+            message_len: payload.len() as u32,
+            offset: 0,
+            payload,
+        }
+    }
 }
 
 /// What a datagram says, with its payload left where it was received.
@@ -24,19 +50,16 @@ pub enum Message<'d> {
     /// The server grants it.
     Accept(Accept),
     /// The client has learnt of it.
-    Confirm,
+    Confirm(Confirm),
     /// A call.
     Request {
         /// Which handler is called.
         rpc_id: u32,
         /// What it is given.
-        payload: &'d [u8],
+        part: Part<'d>,
     },
     /// The result of a call.
-    Reply {
-        /// What the handler gave.
-        payload: &'d [u8],
-    },
+    Reply(Part<'d>),
     /// Why there is no result, or no session.
     Error(Refusal),
     /// The client ends the session.
@@ -45,6 +68,20 @@ pub enum Message<'d> {
     Ping,
     /// The server shows that it does.
     Pong,
+    /// A part of a Request, not the last, has arrived.
+    CreditReturn {
+        /// Length of the request in bytes.
+        message_len: u32,
+        /// Where the part ended: everything before has arrived.
+        offset: u32,
+    },
+    /// The client wants a part of a Reply, not the first.
+    Fetch {
+        /// Length of the reply in bytes.
+        message_len: u32,
+        /// Where the part begins.
+        offset: u32,
+    },
 }
 
 impl<'d> Message<'d> {
@@ -53,13 +90,15 @@ impl<'d> Message<'d> {
         match self {
             Self::Connect(_) => Kind::Connect,
             Self::Accept(_) => Kind::Accept,
-            Self::Confirm => Kind::Confirm,
+            Self::Confirm(_) => Kind::Confirm,
             Self::Request { .. } => Kind::Request,
-            Self::Reply { .. } => Kind::Reply,
+            Self::Reply(_) => Kind::Reply,
             Self::Error(_) => Kind::Error,
             Self::Disconnect => Kind::Disconnect,
             Self::Ping => Kind::Ping,
             Self::Pong => Kind::Pong,
+            Self::CreditReturn { .. } => Kind::CreditReturn,
+            Self::Fetch { .. } => Kind::Fetch,
         }
     }
 
@@ -68,9 +107,14 @@ impl<'d> Message<'d> {
         match self {
             Self::Connect(_) => connect::LEN,
             Self::Accept(_) => accept::LEN,
-            Self::Request { payload, .. } | Self::Reply { payload } => payload.len(),
+            Self::Confirm(_) => confirm::LEN,
+            Self::Request { part, .. } | Self::Reply(part) => part.payload.len(),
             Self::Error(_) => error::LEN,
-            Self::Confirm | Self::Disconnect | Self::Ping | Self::Pong => 0,
+            Self::Disconnect
+            | Self::Ping
+            | Self::Pong
+            | Self::CreditReturn { .. }
+            | Self::Fetch { .. } => 0,
         }
     }
 }
@@ -91,38 +135,65 @@ impl<'d> Datagram<'d> {
                 actual: payload.len(),
             });
         }
+        let message = match header.kind {
+            Kind::Request => Message::Request {
+                rpc_id: header.code,
+                part: part(header, payload)?,
+            },
+            Kind::Reply => {
+                no_code(header)?;
+                Message::Reply(part(header, payload)?)
+            }
+            _ => Self::control(header, payload)?,
+        };
+        Ok(Self {
+            session: header.session,
+            request: header.request,
+            slot: header.slot,
+            message,
+        })
+    }
+
+    /// What is no part of a message.
+    fn control(header: &Header, payload: &'d [u8]) -> Result<Message<'d>, Malformed> {
+        if header.kind != Kind::Error {
+            no_code(header)?;
+        }
+        match header.kind {
+            Kind::CreditReturn | Kind::Fetch => {
+                call_fields(header)?;
+                let (message_len, offset) = (header.message_len_bytes, header.offset_bytes);
+                if message_len > MAX_MESSAGE {
+                    return Err(Malformed::TooLong { message_len });
+                }
+                if offset == 0 || offset >= message_len || !payload.is_empty() {
+                    return Err(no_part(header));
+                }
+                return Ok(match header.kind {
+                    Kind::Fetch => Message::Fetch {
+                        message_len,
+                        offset,
+                    },
+                    _ => Message::CreditReturn {
+                        message_len,
+                        offset,
+                    },
+                });
+            }
+            _ => {}
+        }
         if header.offset_bytes != 0
             || header.message_len_bytes != u32::from(header.payload_len_bytes)
         {
-            return Err(Malformed::Segmented {
-                message_len_bytes: header.message_len_bytes,
-                offset_bytes: header.offset_bytes,
-            });
+            return Err(no_part(header));
         }
-        if header.credits != 0 {
+        if header.slot != 0 && header.kind != Kind::Error {
             return Err(Malformed::Field {
-                what: "credits",
-                found: u64::from(header.credits),
+                what: "slot",
+                found: u64::from(header.slot),
             });
         }
-        if header.kind != Kind::Request && header.kind != Kind::Error && header.code != 0 {
-            return Err(Malformed::Field {
-                what: "code",
-                found: u64::from(header.code),
-            });
-        }
-        let message = match header.kind {
-            Kind::Request => {
-                call_fields(header)?;
-                Message::Request {
-                    rpc_id: header.code,
-                    payload,
-                }
-            }
-            Kind::Reply => {
-                call_fields(header)?;
-                Message::Reply { payload }
-            }
+        Ok(match header.kind {
             Kind::Connect => {
                 if header.session != SessionId::NONE {
                     let found = u64::from(
@@ -143,9 +214,9 @@ impl<'d> Datagram<'d> {
             }
             Kind::Error => Message::Error(Refusal::parse(header.code, payload)?),
             Kind::Confirm => {
-                bare(header)?;
+                names_session(header)?;
                 no_request(header)?;
-                Message::Confirm
+                Message::Confirm(Confirm::parse(payload)?)
             }
             Kind::Disconnect => {
                 bare(header)?;
@@ -160,11 +231,12 @@ impl<'d> Datagram<'d> {
                 bare(header)?;
                 Message::Pong
             }
-        };
-        Ok(Self {
-            session: header.session,
-            request: header.request,
-            message,
+            // Taken above.
+            Kind::Request | Kind::Reply | Kind::CreditReturn | Kind::Fetch => {
+                return Err(Malformed::Kind {
+                    found: header.kind as u8,
+                })
+            }
         })
     }
 
@@ -185,34 +257,86 @@ impl<'d> Datagram<'d> {
             have: out.len(),
         };
         let payload_len = u16::try_from(self.message.payload_len()).map_err(|_| too_small)?;
-        let code = match &self.message {
-            Message::Request { rpc_id, .. } => *rpc_id,
-            Message::Error(refusal) => refusal.code as u32,
-            _ => 0,
-        };
         let (head, rest) = out.split_at_mut_checked(header::LEN).ok_or(too_small)?;
         let body = rest.get_mut(..usize::from(payload_len)).ok_or(too_small)?;
+        let kind = self.message.kind();
+        let mut header = Header::of(kind, self.session, self.request, 0, payload_len);
+        header.slot = self.slot;
         match &self.message {
             Message::Connect(connect) => connect.emit(body)?,
             Message::Accept(accept) => accept.emit(body)?,
-            Message::Error(refusal) => refusal.emit(body)?,
-            Message::Request { payload, .. } | Message::Reply { payload } => {
-                for (to, from) in body.iter_mut().zip(payload.iter()) {
+            Message::Confirm(confirm) => confirm.emit(body)?,
+            Message::Error(refusal) => {
+                header.code = refusal.code as u32;
+                refusal.emit(body)?;
+            }
+            Message::Request { part, .. } | Message::Reply(part) => {
+                if let Message::Request { rpc_id, .. } = &self.message {
+                    header.code = *rpc_id;
+                }
+                header.message_len_bytes = part.message_len;
+                header.offset_bytes = part.offset;
+                for (to, from) in body.iter_mut().zip(part.payload.iter()) {
                     *to = *from;
                 }
             }
-            Message::Confirm | Message::Disconnect | Message::Ping | Message::Pong => {}
+            Message::CreditReturn {
+                message_len,
+                offset,
+            }
+            | Message::Fetch {
+                message_len,
+                offset,
+            } => {
+                header.message_len_bytes = *message_len;
+                header.offset_bytes = *offset;
+            }
+            Message::Disconnect | Message::Ping | Message::Pong => {}
         }
-        Header::of_message(
-            self.message.kind(),
-            self.session,
-            self.request,
-            code,
-            payload_len,
-        )
-        .emit(head)?;
+        header.emit(head)?;
         Ok(self.len())
     }
+}
+
+/// The part of a message that the header describes (wire.md §2.2).
+#[inline]
+fn part<'d>(header: &Header, payload: &'d [u8]) -> Result<Part<'d>, Malformed> {
+    call_fields(header)?;
+    let (message_len, offset) = (header.message_len_bytes, header.offset_bytes);
+    let payload_len = u32::from(header.payload_len_bytes);
+    if payload_len != message_len || offset != 0 {
+        if message_len > MAX_MESSAGE {
+            return Err(Malformed::TooLong { message_len });
+        }
+        let end = offset.checked_add(payload_len);
+        if payload_len == 0 || !end.is_some_and(|end| end <= message_len) {
+            return Err(no_part(header));
+        }
+    }
+    Ok(Part {
+        message_len,
+        offset,
+        payload,
+    })
+}
+
+#[cold]
+fn no_part(header: &Header) -> Malformed {
+    Malformed::Part {
+        message_len: header.message_len_bytes,
+        offset: header.offset_bytes,
+        payload_len: header.payload_len_bytes,
+    }
+}
+
+fn no_code(header: &Header) -> Result<(), Malformed> {
+    if header.code != 0 {
+        return Err(Malformed::Field {
+            what: "code",
+            found: u64::from(header.code),
+        });
+    }
+    Ok(())
 }
 
 /// A live session never has generation 0 (wire.md §7.1).

@@ -1,6 +1,6 @@
 //! The Error message and the table of its codes (wire.md §6).
 
-use zerocopy::byteorder::little_endian::U64;
+use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{BufferTooSmall, Malformed, HEADER_LEN};
@@ -45,13 +45,15 @@ error_codes! {
     NoSuchSession = 2, "no such session";
     /// The message is longer than the session carries. The sender's fault.
     TooLarge = 3, "message too large";
-    /// The server's table of sessions is full. Exhaustion; a later attempt may succeed.
-    Busy = 4, "session table full";
+    /// The server has no room for the session or the request. Exhaustion; a later attempt may
+    /// succeed.
+    Busy = 4, "server is busy";
     /// The handler ran and failed.
     HandlerFailed = 5, "handler failed";
     /// The server does not speak the version of the Connect. The client's fault.
     BadVersion = 6, "version not spoken";
-    /// Reserved: the peer did not prove that it belongs to the cluster. Not sent in version 1.
+    /// The peer did not prove that it belongs to the cluster; [`Reason`] says how. The client's
+    /// fault.
     NotAuthorised = 7, "not authorised";
     /// The server is shutting down and takes no new work.
     GoingAway = 8, "server is going away";
@@ -67,13 +69,51 @@ impl core::fmt::Display for ErrorCode {
 
 impl core::error::Error for ErrorCode {}
 
+/// Why a peer is not authorised (wire.md §7.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Reason {
+    /// The server has a cluster key and the client has none.
+    KeyRequired = 1,
+    /// The client has another cluster key.
+    WrongKey = 2,
+    /// The client has a cluster key and the server has none.
+    NoKeyHere = 3,
+    /// The Confirm does not belong to the Accept: the handshake repeats one that was overheard.
+    Replayed = 4,
+}
+
+impl Reason {
+    /// The reason with this number, if there is one.
+    pub const fn from_u32(number: u32) -> Option<Self> {
+        Some(match number {
+            1 => Self::KeyRequired,
+            2 => Self::WrongKey,
+            3 => Self::NoKeyHere,
+            4 => Self::Replayed,
+            _ => return None,
+        })
+    }
+
+    /// What it means, for people.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::KeyRequired => "the server requires a cluster key",
+            Self::WrongKey => "the cluster key is another",
+            Self::NoKeyHere => "the server has no cluster key",
+            Self::Replayed => "the handshake is a replay",
+        }
+    }
+}
+
 /// Length of an Error's payload in bytes.
-pub const LEN: usize = 8;
+pub const LEN: usize = 12;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Fields {
-    client_key: U64,
+    client_nonce: U64,
+    reason: U32,
 }
 
 const _: () = assert!(size_of::<Fields>() == LEN);
@@ -83,12 +123,23 @@ const _: () = assert!(size_of::<Fields>() == LEN);
 pub struct Refusal {
     /// Why.
     pub code: ErrorCode,
-    /// The key of the Connect that is refused; 0 in every other Error, and if the Connect could not
-    /// be read.
-    pub client_key: u64,
+    /// Why [`ErrorCode::NotAuthorised`]; nothing else has a reason.
+    pub reason: Option<Reason>,
+    /// The nonce of the Connect that is refused; 0 in every other Error, and if the Connect could
+    /// not be read.
+    pub client_nonce: u64,
 }
 
 impl Refusal {
+    /// A refusal that needs no reason and refuses no Connect.
+    pub const fn new(code: ErrorCode) -> Self {
+        Self {
+            code,
+            reason: None,
+            client_nonce: 0,
+        }
+    }
+
     /// Reads the payload of an Error whose header has `code`.
     pub fn parse(code: u32, payload: &[u8]) -> Result<Self, Malformed> {
         let code = ErrorCode::from_u32(code).ok_or(Malformed::ErrorCode { found: code })?;
@@ -97,9 +148,22 @@ impl Refusal {
             at: HEADER_LEN,
             need: LEN,
         })?;
+        let number = fields.reason.get();
+        let reason = Reason::from_u32(number);
+        let fits = match code {
+            ErrorCode::NotAuthorised => reason.is_some(),
+            _ => number == 0,
+        };
+        if !fits {
+            return Err(Malformed::Field {
+                what: "reason",
+                found: u64::from(number),
+            });
+        }
         Ok(Self {
             code,
-            client_key: fields.client_key.get(),
+            reason,
+            client_nonce: fields.client_nonce.get(),
         })
     }
 
@@ -107,10 +171,21 @@ impl Refusal {
     pub fn emit(&self, payload: &mut [u8]) -> Result<(), BufferTooSmall> {
         let have = payload.len();
         Fields {
-            client_key: U64::new(self.client_key),
+            client_nonce: U64::new(self.client_nonce),
+            reason: U32::new(self.reason.map_or(0, |reason| reason as u32)),
         }
         .write_to_prefix(payload)
         .map_err(|_| BufferTooSmall { need: LEN, have })
+    }
+}
+
+impl core::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.code.text())?;
+        match self.reason {
+            Some(reason) => write!(f, ": {}", reason.text()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -146,5 +221,19 @@ mod tests {
             Refusal::parse(0, &[0; LEN]),
             Err(Malformed::ErrorCode { found: 0 })
         );
+    }
+
+    #[test]
+    fn a_reason_comes_with_not_authorised_alone() {
+        for number in 0..6 {
+            let mut bytes = [0; LEN];
+            bytes[8] = number;
+            let reason = Reason::from_u32(u32::from(number));
+            assert_eq!(reason.is_some(), (1..=4).contains(&number));
+            let parsed = Refusal::parse(ErrorCode::NotAuthorised as u32, &bytes);
+            assert_eq!(parsed.is_ok(), reason.is_some());
+            let parsed = Refusal::parse(ErrorCode::Busy as u32, &bytes);
+            assert_eq!(parsed.is_ok(), number == 0);
+        }
     }
 }

@@ -17,7 +17,7 @@ pub enum Kind {
     Connect = 1,
     /// Server to client: grants it.
     Accept = 2,
-    /// Client to server: completes the handshake. The first Request does so as well.
+    /// Client to server: completes the handshake.
     Confirm = 3,
     /// Client to server: a call.
     Request = 4,
@@ -29,8 +29,12 @@ pub enum Kind {
     Disconnect = 7,
     /// Client to server: keeps the session alive.
     Ping = 8,
-    /// Server to client: answers a Ping.
+    /// Server to client: answers a Ping or a Confirm.
     Pong = 9,
+    /// Server to client: answers each part of a Request but the last.
+    CreditReturn = 10,
+    /// Client to server: asks for a part of a Reply.
+    Fetch = 11,
 }
 
 impl Kind {
@@ -46,6 +50,8 @@ impl Kind {
             7 => Self::Disconnect,
             8 => Self::Ping,
             9 => Self::Pong,
+            10 => Self::CreditReturn,
+            11 => Self::Fetch,
             _ => return None,
         })
     }
@@ -66,7 +72,7 @@ struct Fields {
     message_len_bytes: U32,
     offset_bytes: U32,
     payload_len_bytes: U16,
-    credits: U16,
+    slot: U16,
 }
 
 const _: () = assert!(size_of::<Fields>() == LEN);
@@ -89,13 +95,13 @@ pub struct Header {
     pub offset_bytes: u32,
     /// Length of this datagram's payload in bytes.
     pub payload_len_bytes: u16,
-    /// Reserved for flow control; 0 in version 1.
-    pub credits: u16,
+    /// Which of the session's slots the request is in, or 0.
+    pub slot: u16,
 }
 
 impl Header {
-    /// The header of a message of one datagram.
-    pub const fn of_message(
+    /// The header of a datagram that is no part of a message.
+    pub const fn of(
         kind: Kind,
         session: SessionId,
         request: RequestId,
@@ -110,7 +116,7 @@ impl Header {
             message_len_bytes: payload_len_bytes as u32,
             offset_bytes: 0,
             payload_len_bytes,
-            credits: 0,
+            slot: 0,
         }
     }
 
@@ -158,7 +164,7 @@ impl Header {
             message_len_bytes: fields.message_len_bytes.get(),
             offset_bytes: fields.offset_bytes.get(),
             payload_len_bytes: fields.payload_len_bytes.get(),
-            credits: fields.credits.get(),
+            slot: fields.slot.get(),
         };
         Ok((header, payload))
     }
@@ -190,7 +196,7 @@ impl Header {
             message_len_bytes: U32::new(self.message_len_bytes),
             offset_bytes: U32::new(self.offset_bytes),
             payload_len_bytes: U16::new(self.payload_len_bytes),
-            credits: U16::new(self.credits),
+            slot: U16::new(self.slot),
         };
         let have = datagram.len();
         fields
@@ -218,7 +224,7 @@ mod tests {
             message_len_bytes: 0x5453_5251,
             offset_bytes: 0x6463_6261,
             payload_len_bytes: 0x7271,
-            credits: 0x8281,
+            slot: 0x8281,
         };
         let mut bytes = [0; LEN];
         header.emit(&mut bytes).unwrap();
@@ -252,7 +258,7 @@ mod tests {
     #[test]
     fn every_truncation_is_reported() {
         let mut bytes = [0; LEN];
-        Header::of_message(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
+        Header::of(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
             .emit(&mut bytes)
             .unwrap();
         for len in 0..LEN {
@@ -266,7 +272,7 @@ mod tests {
             );
             let mut short = [0xaa; LEN];
             assert_eq!(
-                Header::of_message(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
+                Header::of(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
                     .emit(&mut short[..len]),
                 Err(BufferTooSmall {
                     need: LEN,
@@ -281,14 +287,14 @@ mod tests {
         for number in 0..=u8::MAX {
             assert_eq!(
                 Kind::from_u8(number).map(|kind| kind as u8),
-                (1..=9).contains(&number).then_some(number)
+                (1..=11).contains(&number).then_some(number)
             );
         }
     }
 
     proptest! {
         #[test]
-        fn whatever_parses_emits_the_same_bytes(mut bytes: [u8; LEN], kind in 1u8..=9) {
+        fn whatever_parses_emits_the_same_bytes(mut bytes: [u8; LEN], kind in 1u8..=11) {
             bytes[..4].copy_from_slice(&[b'M', b'T', VERSION, kind]);
             let (header, _) = Header::parse(&bytes).unwrap();
             let mut again = [0; LEN];

@@ -51,12 +51,19 @@ pub enum Malformed {
         /// What there is, in bytes.
         actual: usize,
     },
-    /// A part of a message of several datagrams, which version 1 does not carry yet (wire.md §2.2).
-    Segmented {
+    /// A message longer than [`MAX_MESSAGE`](super::MAX_MESSAGE).
+    TooLong {
+        /// Its length in bytes.
+        message_len: u32,
+    },
+    /// A part that does not lie in its message, or that no message has (wire.md §2.2).
+    Part {
         /// Length of the whole message in bytes.
-        message_len_bytes: u32,
+        message_len: u32,
         /// Offset of this part in the message, in bytes.
-        offset_bytes: u32,
+        offset: u32,
+        /// Length of this part in bytes.
+        payload_len: u16,
     },
 }
 
@@ -79,16 +86,17 @@ impl fmt::Display for Malformed {
                     "payload_len is {header} but {actual} bytes follow the header"
                 )
             }
-            Self::Segmented {
-                message_len_bytes,
-                offset_bytes,
-            } => {
-                write!(
-                    f,
-                    "a part at {offset_bytes} of a message of {message_len_bytes} bytes, \
-                     but a message is one datagram"
-                )
+            Self::TooLong { message_len } => {
+                write!(f, "no message is {message_len} bytes long")
             }
+            Self::Part {
+                message_len,
+                offset,
+                payload_len,
+            } => write!(
+                f,
+                "{payload_len} bytes at {offset} are no part of a message of {message_len} bytes"
+            ),
         }
     }
 }

@@ -4,12 +4,14 @@
 //! fixed parts out of the receive buffer; nothing above this module reads bytes. [`Datagram::emit`]
 //! is its inverse: whatever parses, emits to the identical bytes.
 //!
-//! One file a message that has fields of its own: [`header`], [`connect`], [`accept`], [`error`].
-//! The messages that are a header alone (Confirm, Disconnect, Ping, Pong) or a header and opaque
-//! payload (Request, Reply) are in [`datagram`]. [`resolution`] is what is said before there are
+//! One file a message that has fields of its own: [`header`], [`connect`], [`accept`],
+//! [`confirm`], [`error`].
+//! The messages that are a header alone (Disconnect, Ping, Pong, CreditReturn, Fetch) or a header and
+//! opaque payload (Request, Reply) are in [`datagram`]. [`resolution`] is what is said before there are
 //! datagrams.
 
 pub mod accept;
+pub mod confirm;
 pub mod connect;
 pub mod datagram;
 pub mod error;
@@ -18,9 +20,10 @@ mod malformed;
 pub mod resolution;
 
 pub use accept::Accept;
+pub use confirm::Confirm;
 pub use connect::Connect;
-pub use datagram::{Datagram, Message};
-pub use error::{ErrorCode, Refusal};
+pub use datagram::{Datagram, Message, Part};
+pub use error::{ErrorCode, Reason, Refusal};
 pub use header::{Header, Kind};
 pub use malformed::Malformed;
 
@@ -34,6 +37,16 @@ pub const MAX_DATAGRAM: usize = 4096;
 /// Shortest `datagram_len` that an endpoint may offer, in bytes: the smallest path MTU that
 /// InfiniBand defines.
 pub const MIN_DATAGRAM: usize = 256;
+
+/// Longest message in bytes: the largest that the project's descriptors and its stress test send
+/// (wire.md §9).
+pub const MAX_MESSAGE: u32 = 8 << 20;
+
+/// Longest datagram that is no part of a message, in bytes: a Connect or an Accept.
+pub const MAX_CONTROL_LEN: usize = HEADER_LEN + connect::LEN;
+
+/// A message authentication code (wire.md §7.5).
+pub type Tag = [u8; 16];
 
 /// The nearest length that an endpoint may offer.
 pub(crate) const fn offered_datagram_len(datagram_len: u16) -> u16 {
