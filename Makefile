@@ -21,7 +21,7 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 SETTINGS := CHILD_HOSTS CLIENTS KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY
 FROM_ENVIRONMENT := CLIENTS KERNEL VM_CPUS VM_MEMORY
 # For make, cargo and the cluster themselves.
-NOT_PARAMETERS := ACCEL CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
+NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
 quoted = '$(subst ','\'',$(1))'
 GIVEN := $(foreach name,$(filter-out $(NOT_PARAMETERS),$(.VARIABLES)),$(if $(call is,command line,$(name)),$(name)))
@@ -54,6 +54,10 @@ peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that w
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)
+
+.PHONY: simulate
+simulate: setup ## 10 million calls over 1,000 seeds on a simulated network; ARGUMENTS='--help' says what else
+	@$(CARGO) run --quiet --release --locked --package mitosis-testkit --bin simulate -- $(ARGUMENTS)
 
 .PHONY: module-checks
 module-checks: setup ## load and unload the modules in every order, and look for what they leave behind
