@@ -34,6 +34,12 @@ MODULE_PARM_DESC(session_id_base, "Base of the keys with which the threads ask f
 static char *gid = "";
 module_param(gid, charp, 0444);
 MODULE_PARM_DESC(gid, "The server's GID: eight groups of four hexadecimal digits");
+static unsigned int payload_size = MITOSIS_DEFAULT;
+module_param(payload_size, uint, 0444);
+MODULE_PARM_DESC(payload_size, "Bytes that each request and reply carries; 2048 if built with checksums, otherwise 0");
+static char *cluster_key = "";
+module_param(cluster_key, charp, 0);
+MODULE_PARM_DESC(cluster_key, "What members of the cluster know: 32 hexadecimal digits; none: for a server without one");
 
 static int __init mitosis_rpc_client_init(void)
 {
@@ -47,8 +53,11 @@ static int __init mitosis_rpc_client_init(void)
 		.report_interval = report_interval,
 		.thread_count = thread_count,
 		.session_id_base = session_id_base,
+		.payload_size = payload_size,
 		.gid_len = strlen(gid),
+		.cluster_key_len = strlen(cluster_key),
 		.gid = (const u8 *)gid,
+		.cluster_key = (const u8 *)cluster_key,
 	};
 
 	return mitosis_client_start(&parameters);

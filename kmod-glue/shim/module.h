@@ -5,11 +5,16 @@
 
 #include <linux/types.h>
 
+/* A parameter that was not given. */
+#define MITOSIS_DEFAULT 0xffffffff
+
 struct mitosis_server_parameters {
 	u32 running_secs;
 	u32 test_rpc_id;
 	u32 qd_hint;
 	u32 service_id;
+	u32 cluster_key_len;
+	const u8 *cluster_key;
 };
 
 struct mitosis_client_parameters {
@@ -22,6 +27,18 @@ struct mitosis_client_parameters {
 	u32 report_interval;
 	u32 thread_count;
 	u32 session_id_base;
+	u32 payload_size;	/* MITOSIS_DEFAULT: as built */
+	u32 gid_len;
+	u32 cluster_key_len;
+	const u8 *gid;
+	const u8 *cluster_key;
+};
+
+struct mitosis_flood_parameters {
+	u32 server_qd_hint;
+	u32 server_service_id;
+	u32 datagrams;
+	u32 seed;
 	u32 gid_len;
 	const u8 *gid;
 };
@@ -31,5 +48,7 @@ int mitosis_server_start(const struct mitosis_server_parameters *parameters);
 void mitosis_server_stop(void);
 int mitosis_client_start(const struct mitosis_client_parameters *parameters);
 void mitosis_client_stop(void);
+int mitosis_flood_start(const struct mitosis_flood_parameters *parameters);
+void mitosis_flood_stop(void);
 
 #endif

@@ -16,6 +16,9 @@ MODULE_PARM_DESC(qd_hint, "Hint that selects the server's queue pair");
 static unsigned int service_id;
 module_param(service_id, uint, 0444);
 MODULE_PARM_DESC(service_id, "Service to listen on (0 to 255)");
+static char *cluster_key = "";
+module_param(cluster_key, charp, 0);
+MODULE_PARM_DESC(cluster_key, "What members of the cluster know: 32 hexadecimal digits; none: any client is served");
 
 static int __init mitosis_rpc_server_init(void)
 {
@@ -24,6 +27,8 @@ static int __init mitosis_rpc_server_init(void)
 		.test_rpc_id = test_rpc_id,
 		.qd_hint = qd_hint,
 		.service_id = service_id,
+		.cluster_key_len = strlen(cluster_key),
+		.cluster_key = (const u8 *)cluster_key,
 	};
 
 	return mitosis_server_start(&parameters);

@@ -87,11 +87,20 @@ struct mitosis_receive {
 	u32 data_len;
 };
 
+/* A datagram is gathered: its header, and a payload in up to two pages. */
+#define MITOSIS_PIECES 3
+
+struct mitosis_piece {
+	u64 dma;
+	u32 len;
+	u32 reserved;
+};
+
 struct mitosis_send {
 	struct ib_ah *ah;
 	u64 wr_id;
-	u64 dma;
-	u32 len;
+	struct mitosis_piece pieces[MITOSIS_PIECES];
+	u32 piece_count;
 	u32 remote_qpn;
 	u32 remote_qkey;
 	u32 signaled;
@@ -122,8 +131,6 @@ u64 mitosis_dma_map(struct ib_device *device, void *page, bool to_device,
 		    int *error);
 void mitosis_dma_unmap(struct ib_device *device, u64 dma, bool to_device);
 void mitosis_dma_sync_for_cpu(struct ib_device *device, u64 dma, u32 len);
-void mitosis_dma_sync_for_device(struct ib_device *device, u64 dma, u32 len,
-				 bool to_device);
 
 /* cm.c */
 enum mitosis_cm_step {

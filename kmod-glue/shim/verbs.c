@@ -101,7 +101,7 @@ struct ib_qp *mitosis_qp_create_ud(struct ib_pd *pd, struct ib_cq *send_cq,
 		.cap = {
 			.max_send_wr = send_depth,
 			.max_recv_wr = recv_depth,
-			.max_send_sge = 1,
+			.max_send_sge = MITOSIS_PIECES,
 			.max_recv_sge = 2,
 		},
 	};
@@ -155,6 +155,10 @@ int mitosis_post_receives(struct ib_qp *qp,
 	if (!count || count > MITOSIS_BATCH)
 		return -EINVAL;
 	for (i = 0; i < count; i++) {
+		ib_dma_sync_single_for_device(qp->device, receives[i].grh_dma,
+					      MITOSIS_GRH_LEN, DMA_FROM_DEVICE);
+		ib_dma_sync_single_for_device(qp->device, receives[i].data_dma,
+					      receives[i].data_len, DMA_FROM_DEVICE);
 		sges[i][0] = (struct ib_sge){
 			.addr = receives[i].grh_dma,
 			.length = MITOSIS_GRH_LEN,
@@ -177,16 +181,12 @@ int mitosis_post_receives(struct ib_qp *qp,
 
 int mitosis_post_send(struct ib_qp *qp, const struct mitosis_send *send)
 {
-	struct ib_sge sge = {
-		.addr = send->dma,
-		.length = send->len,
-		.lkey = qp->pd->local_dma_lkey,
-	};
+	struct ib_sge sges[MITOSIS_PIECES];
 	struct ib_ud_wr wr = {
 		.wr = {
 			.wr_id = send->wr_id,
-			.sg_list = &sge,
-			.num_sge = 1,
+			.sg_list = sges,
+			.num_sge = send->piece_count,
 			.opcode = IB_WR_SEND,
 			.send_flags = send->signaled ? IB_SEND_SIGNALED : 0,
 		},
@@ -194,8 +194,20 @@ int mitosis_post_send(struct ib_qp *qp, const struct mitosis_send *send)
 		.remote_qpn = send->remote_qpn,
 		.remote_qkey = send->remote_qkey,
 	};
+	u32 i;
 	int ret;
 
+	if (send->piece_count > MITOSIS_PIECES)
+		return -EINVAL;
+	for (i = 0; i < send->piece_count; i++) {
+		sges[i] = (struct ib_sge){
+			.addr = send->pieces[i].dma,
+			.length = send->pieces[i].len,
+			.lkey = qp->pd->local_dma_lkey,
+		};
+		ib_dma_sync_single_for_device(qp->device, sges[i].addr,
+					      sges[i].length, DMA_TO_DEVICE);
+	}
 	/*
 	 * Where a soft device sends in a tasklet, it runs as bottom halves are
 	 * enabled again, here, rather than when ksoftirqd is next scheduled.
@@ -265,11 +277,4 @@ void mitosis_dma_unmap(struct ib_device *device, u64 dma, bool to_device)
 void mitosis_dma_sync_for_cpu(struct ib_device *device, u64 dma, u32 len)
 {
 	ib_dma_sync_single_for_cpu(device, dma, len, DMA_FROM_DEVICE);
-}
-
-void mitosis_dma_sync_for_device(struct ib_device *device, u64 dma, u32 len,
-				 bool to_device)
-{
-	ib_dma_sync_single_for_device(device, dma, len,
-				      mitosis_direction(to_device));
 }

@@ -3,22 +3,25 @@
 //! Ownership of buffers, the rule that the rest relies on:
 //! - A receive buffer is the device's from [`Endpoint::give_back`] until its completion, then the caller's until it is
 //!   given back. It is given back exactly once, whatever the datagram was: a bad datagram costs no buffer.
-//! - A send buffer is the caller's. [`Endpoint::send`] returns a ticket; until [`Endpoint::is_sent`] of it, the
-//!   buffer is not to be written.
+//! - A payload that is sent is the caller's. [`Endpoint::send`] returns a ticket; until [`Outbox::is_sent`] of it, the
+//!   payload is not to be written. Headers lie in a ring of the endpoint's own.
 //!
-//! Sends complete in order, so only every [`SIGNAL_INTERVAL`]th asks for a completion, and those whose buffer is to be
+//! Sends complete in order, so only every [`SIGNAL_INTERVAL`]th asks for a completion, and those whose payload is to be
 //! written again soon.
 
-use mitosis_core::wire::resolution::QKEY;
-use mitosis_core::wire::MAX_DATAGRAM;
+use core::ops::Range;
 
+use mitosis_core::wire::resolution::QKEY;
+use mitosis_core::wire::{MAX_CONTROL_LEN, MAX_DATAGRAM};
+
+use crate::buffer::PagedBuffer;
 use crate::devices::{Gid, Port};
 use crate::errno::Errno;
 use crate::memory::{Table, PAGE_LEN};
-use crate::thread::{give_way, Event};
+use crate::thread::{give_way, now_ns, Event};
 use crate::verbs::{
-    Completion, CompletionQueue, Destination, Direction, MappedPage, ProtectionDomain, QueuePair,
-    QueuePairConfig, Receive, BATCH, GRH_LEN,
+    Completion, CompletionQueue, Destination, Direction, MappedPage, Pieces, ProtectionDomain,
+    QueuePair, QueuePairConfig, Receive, BATCH, GRH_LEN,
 };
 
 /// How many sends share one completion.
@@ -27,30 +30,53 @@ const SIGNAL_INTERVAL: u64 = 16;
 /// Sends that may be outstanding: enough for several completions to be on their way.
 pub const SEND_DEPTH: u32 = 128;
 
+/// How long a send may take that the device has. It needs microseconds, unless it is broken.
+const SEND_PATIENCE_NS: u64 = 2_000_000_000;
+
 /// Distance of two GRHs in their page.
 const GRH_STRIDE: usize = 64;
 /// GRHs that a page holds.
 const GRHS_A_PAGE: usize = PAGE_LEN / GRH_STRIDE;
 
-const _: () = assert!(MAX_DATAGRAM <= PAGE_LEN && GRH_LEN <= GRH_STRIDE);
+/// Distance of two headers in their page.
+const HEADER_STRIDE: usize = 128;
+/// Headers that a page holds.
+const HEADERS_A_PAGE: usize = PAGE_LEN / HEADER_STRIDE;
 
-/// Ticket of a send.
+const _: () = assert!(MAX_DATAGRAM <= PAGE_LEN && GRH_LEN <= GRH_STRIDE);
+const _: () = assert!(MAX_CONTROL_LEN <= HEADER_STRIDE);
+const _: () = assert!(SEND_DEPTH as usize % HEADERS_A_PAGE == 0);
+
+/// Names a send.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
 
-/// A queue pair, its completion queues and its receive ring. Fields are dropped in this order: the queue pair goes
-/// first, so that nothing posted refers to what follows.
+/// A queue pair and its two halves. The queue pair is dropped first, so that nothing posted refers to what follows.
 pub struct Endpoint<'a> {
     qp: QueuePair<'a>,
-    recv_cq: CompletionQueue<'a>,
-    send_cq: CompletionQueue<'a>,
+    outbox: Outbox<'a>,
+    inbox: Inbox<'a>,
+}
+
+/// The receiving half.
+pub struct Inbox<'a> {
+    cq: CompletionQueue<'a>,
     buffers: Table<MappedPage>,
     grhs: Table<MappedPage>,
     datagram_len: u32,
     given_back: [Receive; BATCH],
     given_back_len: usize,
-    sends: u64,
-    sends_completed: u64,
+    /// Receives that have completed and whose buffers have not been given back.
+    held: usize,
+}
+
+/// The sending half.
+pub struct Outbox<'a> {
+    cq: CompletionQueue<'a>,
+    /// One for each send that may be outstanding, by ticket.
+    headers: Table<MappedPage>,
+    posted: u64,
+    completed: u64,
 }
 
 /// What a completed receive holds.
@@ -70,32 +96,32 @@ impl<'a> Endpoint<'a> {
         recv_depth: u32,
     ) -> Result<Endpoint<'a>, Errno> {
         let recv_depth = recv_depth.min(port.max_qp_wr()).max(BATCH as u32);
-        let send_depth = SEND_DEPTH.min(port.max_qp_wr());
-        let send_cq = CompletionQueue::new(port, send_depth, event)?;
-        let recv_cq = CompletionQueue::new(port, recv_depth, event)?;
-        let config = QueuePairConfig {
-            send_depth,
-            recv_depth,
-            qkey: QKEY,
-        };
-        let buffer = |_| MappedPage::new(pd, Direction::FromDevice);
-        let buffers = Table::try_new(recv_depth as usize, buffer)?;
-        let grhs = Table::try_new((recv_depth as usize).div_ceil(GRHS_A_PAGE), buffer)?;
-        // SAFETY: the queues and the receive ring stand after `qp` in the struct and are dropped after it; senders'
-        // buffers are held by owners that the borrow checker keeps no shorter (`Sender`s in `client` and `server`).
-        let qp = unsafe { QueuePair::new(port, pd, &send_cq, &recv_cq, &config)? };
-        let mut endpoint = Endpoint {
-            qp,
-            recv_cq,
-            send_cq,
-            buffers,
-            grhs,
+        let receives = recv_depth as usize;
+        let inbox = Inbox {
+            cq: CompletionQueue::new(port, recv_depth, event)?,
+            buffers: pages(pd, receives, Direction::FromDevice)?,
+            grhs: pages(pd, receives.div_ceil(GRHS_A_PAGE), Direction::FromDevice)?,
             datagram_len: port.mtu_bytes().min(MAX_DATAGRAM as u32),
             given_back: [Receive::default(); BATCH],
             given_back_len: 0,
-            sends: 0,
-            sends_completed: 0,
+            held: receives,
         };
+        let headers = SEND_DEPTH as usize / HEADERS_A_PAGE;
+        let outbox = Outbox {
+            cq: CompletionQueue::new(port, SEND_DEPTH, event)?,
+            headers: pages(pd, headers, Direction::ToDevice)?,
+            posted: 0,
+            completed: 0,
+        };
+        let config = QueuePairConfig {
+            send_depth: SEND_DEPTH,
+            recv_depth,
+            qkey: QKEY,
+        };
+        // SAFETY: the queues, the ring and the headers stand after `qp` in the struct and are dropped after it; payloads
+        // are held by owners that drop the endpoint first (`Connection`, `PortLine`, the flood).
+        let qp = unsafe { QueuePair::new(port, pd, &outbox.cq, &inbox.cq, &config)? };
+        let mut endpoint = Endpoint { qp, outbox, inbox };
         for index in 0..u64::from(recv_depth) {
             endpoint.give_back(index)?;
         }
@@ -110,24 +136,127 @@ impl<'a> Endpoint<'a> {
 
     /// Longest datagram in bytes.
     pub fn datagram_len(&self) -> u16 {
-        self.datagram_len as u16
+        self.inbox.datagram_len as u16
     }
 
     /// How many receive buffers there are.
     pub fn receive_buffers(&self) -> usize {
-        self.buffers.len()
+        self.inbox.buffers.len()
+    }
+
+    /// How many of them the device does not have.
+    pub fn held(&self) -> usize {
+        self.inbox.held
+    }
+
+    /// Both halves, for those who answer while they look at what they received.
+    pub fn halves(&mut self) -> (&Inbox<'a>, &mut Outbox<'a>) {
+        (&self.inbox, &mut self.outbox)
+    }
+
+    /// The sending half.
+    pub fn outbox(&mut self) -> &mut Outbox<'a> {
+        &mut self.outbox
+    }
+
+    /// What the completion brought: see [`Inbox::received`].
+    pub fn received(&self, completion: &Completion) -> Option<Received<'_>> {
+        self.inbox.received(completion)
     }
 
     /// The receives that have completed, at most [`BATCH`].
     pub fn poll<'c>(&mut self, completions: &'c mut [Completion; BATCH]) -> &'c [Completion] {
-        self.recv_cq.poll(completions)
+        let completed = self.inbox.cq.poll(completions);
+        self.inbox.held += completed.len();
+        completed
     }
 
     /// Asks for a signal of the event at the next arrival. True when something may have arrived already.
     pub fn arm(&mut self) -> bool {
-        self.recv_cq.arm()
+        self.inbox.cq.arm()
     }
 
+    /// Gives the receive buffer of a completion back to the device, together with others: see [`Endpoint::flush`].
+    pub fn give_back(&mut self, wr_id: u64) -> Result<(), Errno> {
+        let inbox = &mut self.inbox;
+        let index = wr_id as usize;
+        let grhs = inbox.grhs.get(index / GRHS_A_PAGE);
+        let (Some(buffer), Some(grhs)) = (inbox.buffers.get(index), grhs) else {
+            return Err(Errno::INVALID);
+        };
+        let receive = Receive {
+            wr_id,
+            grh_dma: grhs.dma + (index % GRHS_A_PAGE * GRH_STRIDE) as u64,
+            data_dma: buffer.dma,
+            data_len: inbox.datagram_len,
+        };
+        if let Some(place) = inbox.given_back.get_mut(inbox.given_back_len) {
+            *place = receive;
+            inbox.given_back_len += 1;
+            inbox.held = inbox.held.saturating_sub(1);
+        }
+        if inbox.given_back_len == BATCH {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Posts the buffers that were given back: one doorbell for up to [`BATCH`].
+    pub fn flush(&mut self) -> Result<(), Errno> {
+        match self.inbox.given_back.get(..self.inbox.given_back_len) {
+            Some(receives) if !receives.is_empty() => self.qp.post_receives(receives)?,
+            _ => {}
+        }
+        self.inbox.given_back_len = 0;
+        Ok(())
+    }
+
+    /// Sends the first `header_len` bytes of what [`Outbox::header`] gave, and after them `range` of `payload`.
+    /// `signaled` asks for a completion of its own, without which the ticket is not known to be over for long.
+    pub fn send(
+        &mut self,
+        to: &Destination<'_>,
+        header_len: usize,
+        payload: Option<(&PagedBuffer, Range<u32>)>,
+        signaled: bool,
+    ) -> Result<Ticket, Errno> {
+        let (page, offset) = header_place(self.outbox.posted + 1);
+        let page = self.outbox.headers.get(page).ok_or(Errno::INVALID)?;
+        let mut pieces = Pieces::default();
+        pieces.push(page, offset, header_len.min(HEADER_STRIDE));
+        if let Some((buffer, range)) = payload {
+            buffer.gather(range, &mut pieces);
+        }
+        self.post(to, &pieces, signaled)
+    }
+
+    /// Sends the first `len` bytes of a page of the caller's own; asks for a completion.
+    pub fn send_page(
+        &mut self,
+        to: &Destination<'_>,
+        page: &MappedPage,
+        len: usize,
+    ) -> Result<Ticket, Errno> {
+        let mut pieces = Pieces::default();
+        pieces.push(page, 0, len);
+        self.post(to, &pieces, true)
+    }
+
+    fn post(
+        &mut self,
+        to: &Destination<'_>,
+        pieces: &Pieces,
+        signaled: bool,
+    ) -> Result<Ticket, Errno> {
+        let ticket = self.outbox.posted + 1;
+        let signaled = signaled || ticket.is_multiple_of(SIGNAL_INTERVAL);
+        self.qp.post_send(to, pieces, ticket, signaled)?;
+        self.outbox.posted = ticket;
+        Ok(Ticket(ticket))
+    }
+}
+
+impl Inbox<'_> {
     /// What the completion brought. `None` if it brought less than a GRH, or names no buffer.
     pub fn received(&self, completion: &Completion) -> Option<Received<'_>> {
         let index = usize::try_from(completion.wr_id).ok()?;
@@ -142,76 +271,41 @@ impl<'a> Endpoint<'a> {
             datagram: buffer.page.bytes().get(..len)?,
         })
     }
+}
 
-    /// Gives the receive buffer of a completion back to the device, together with others: see [`Endpoint::flush`].
-    pub fn give_back(&mut self, wr_id: u64) -> Result<(), Errno> {
-        let index = wr_id as usize;
-        let (Some(buffer), Some(grhs)) =
-            (self.buffers.get(index), self.grhs.get(index / GRHS_A_PAGE))
-        else {
-            return Err(Errno::INVALID);
-        };
-        let receive = Receive {
-            wr_id,
-            grh_dma: grhs.dma + (index % GRHS_A_PAGE * GRH_STRIDE) as u64,
-            data_dma: buffer.dma,
-            data_len: self.datagram_len,
-        };
-        if let Some(place) = self.given_back.get_mut(self.given_back_len) {
-            *place = receive;
-            self.given_back_len += 1;
-        }
-        if self.given_back_len == BATCH {
-            self.flush()?;
-        }
-        Ok(())
-    }
-
-    /// Posts the buffers that were given back: one doorbell for up to [`BATCH`].
-    pub fn flush(&mut self) -> Result<(), Errno> {
-        match self.given_back.get(..self.given_back_len) {
-            Some(receives) if !receives.is_empty() => self.qp.post_receives(receives)?,
-            _ => {}
-        }
-        self.given_back_len = 0;
-        Ok(())
-    }
-
-    /// Sends the first `len` bytes of `buffer`. `reused_soon` asks for a completion of its own.
-    pub fn send(
-        &mut self,
-        to: &Destination<'_>,
-        buffer: &MappedPage,
-        len: usize,
-        reused_soon: bool,
-    ) -> Result<Ticket, Errno> {
-        if self.sends - self.sends_completed >= u64::from(SEND_DEPTH) / 2 {
+impl Outbox<'_> {
+    /// The place for the header of the next send. Waits until one more send can be outstanding: tickets whose headers share
+    /// a place are SEND_DEPTH apart, so that the place is free then.
+    #[inline]
+    pub fn header(&mut self) -> Result<&mut [u8; MAX_CONTROL_LEN], Errno> {
+        let outstanding = self.posted - self.completed;
+        if outstanding >= u64::from(SEND_DEPTH) / 2 {
             self.reap();
         }
-        if self.sends - self.sends_completed >= u64::from(SEND_DEPTH) - 1 {
-            self.wait_sent(Ticket(self.sends_completed + SIGNAL_INTERVAL))?;
+        if self.posted - self.completed >= u64::from(SEND_DEPTH) - 1 {
+            self.wait_sent(Ticket(self.completed + SIGNAL_INTERVAL))?;
         }
-        let ticket = self.sends + 1;
-        let signaled = reused_soon || ticket.is_multiple_of(SIGNAL_INTERVAL);
-        self.qp.post_send(to, buffer, len, ticket, signaled)?;
-        self.sends = ticket;
-        Ok(Ticket(ticket))
+        let (page, offset) = header_place(self.posted + 1);
+        let page = self.headers.get_mut(page).ok_or(Errno::INVALID)?;
+        let place = page.page.bytes_mut().get_mut(offset..);
+        place
+            .and_then(<[u8]>::first_chunk_mut)
+            .ok_or(Errno::INVALID)
     }
 
-    /// Whether a send that asked for a completion has completed, so that its buffer may be written.
+    /// Whether a send that asked for a completion has completed, so that its payload may be written.
     pub fn is_sent(&mut self, ticket: Ticket) -> bool {
-        if ticket.0 > self.sends_completed {
+        if ticket.0 > self.completed {
             self.reap();
         }
-        ticket.0 <= self.sends_completed
+        ticket.0 <= self.completed
     }
 
-    /// Waits for [`Endpoint::is_sent`]. The device needs microseconds for it, unless it is broken.
+    /// Waits for [`Outbox::is_sent`].
     pub fn wait_sent(&mut self, ticket: Ticket) -> Result<(), Errno> {
-        const PATIENCE_NS: u64 = 2_000_000_000;
-        let start_ns = crate::thread::now_ns();
+        let start_ns = now_ns();
         while !self.is_sent(ticket) {
-            if crate::thread::now_ns().saturating_sub(start_ns) > PATIENCE_NS {
+            if now_ns().saturating_sub(start_ns) > SEND_PATIENCE_NS {
                 return Err(Errno::TIMED_OUT);
             }
             give_way();
@@ -222,16 +316,33 @@ impl<'a> Endpoint<'a> {
     fn reap(&mut self) {
         let mut completions = [Completion::default(); BATCH];
         loop {
-            let completed = self.send_cq.poll(&mut completions);
+            let completed = self.cq.poll(&mut completions);
             // Also those with an error: their buffers are free, and the receiver's silence is what counts.
             if let Some(last) = completed.last() {
-                self.sends_completed = self.sends_completed.max(last.wr_id);
+                self.completed = self.completed.max(last.wr_id);
             }
             if completed.len() < BATCH {
                 return;
             }
         }
     }
+}
+
+fn pages(
+    pd: &ProtectionDomain,
+    count: usize,
+    direction: Direction,
+) -> Result<Table<MappedPage>, Errno> {
+    Table::try_new(count, |_| MappedPage::new(pd, direction))
+}
+
+/// Page and offset of a ticket's header.
+fn header_place(ticket: u64) -> (usize, usize) {
+    let place = ticket as usize % SEND_DEPTH as usize;
+    (
+        place / HEADERS_A_PAGE,
+        place % HEADERS_A_PAGE * HEADER_STRIDE,
+    )
 }
 
 /// Where a datagram came from, as far as its receiver can tell.

@@ -84,14 +84,26 @@ pub struct Receive {
     pub data_len: u32,
 }
 
+/// `struct mitosis_piece`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Piece {
+    pub dma: u64,
+    pub len: u32,
+    pub reserved: u32,
+}
+
+/// `MITOSIS_PIECES`
+pub const PIECES: usize = 3;
+
 /// `struct mitosis_send`
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Send {
     pub ah: *mut IbAh,
     pub wr_id: u64,
-    pub dma: u64,
-    pub len: u32,
+    pub pieces: [Piece; PIECES],
+    pub piece_count: u32,
     pub remote_qpn: u32,
     pub remote_qkey: u32,
     pub signaled: u32,
@@ -144,6 +156,8 @@ pub struct ServerParameters {
     pub test_rpc_id: u32,
     pub qd_hint: u32,
     pub service_id: u32,
+    pub cluster_key_len: u32,
+    pub cluster_key: *const u8,
 }
 
 /// `struct mitosis_client_parameters`
@@ -159,6 +173,24 @@ pub struct ClientParameters {
     pub report_interval: u32,
     pub thread_count: u32,
     pub session_id_base: u32,
+    pub payload_size: u32,
+    pub gid_len: u32,
+    pub cluster_key_len: u32,
+    pub gid: *const u8,
+    pub cluster_key: *const u8,
+}
+
+/// `MITOSIS_DEFAULT`
+pub const DEFAULT: u32 = u32::MAX;
+
+/// `struct mitosis_flood_parameters`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct FloodParameters {
+    pub server_qd_hint: u32,
+    pub server_service_id: u32,
+    pub datagrams: u32,
+    pub seed: u32,
     pub gid_len: u32,
     pub gid: *const u8,
 }
@@ -234,7 +266,6 @@ extern "C" {
     ) -> u64;
     pub fn mitosis_dma_unmap(device: *mut IbDevice, dma: u64, to_device: bool);
     pub fn mitosis_dma_sync_for_cpu(device: *mut IbDevice, dma: u64, len: u32);
-    pub fn mitosis_dma_sync_for_device(device: *mut IbDevice, dma: u64, len: u32, to_device: bool);
 
     pub fn mitosis_cm_open(event: *mut Event, error: *mut c_int) -> *mut Resolution;
     pub fn mitosis_cm_resolve_address(

@@ -236,27 +236,44 @@ impl<'a> QueuePair<'a> {
         })
     }
 
-    /// Posts a send of the first `len` bytes of `buffer`, which must not be written until it has completed.
+    /// Posts a send of what `pieces` gather, which must not be written until it has completed.
     pub fn post_send(
         &self,
         to: &Destination<'_>,
-        buffer: &MappedPage,
-        len: usize,
+        pieces: &Pieces,
         wr_id: u64,
         signaled: bool,
     ) -> Result<(), Errno> {
         let send = ffi::Send {
             ah: to.address.ah.as_ptr(),
             wr_id,
-            dma: buffer.dma,
-            len: len.min(PAGE_LEN) as u32,
+            pieces: pieces.pieces,
+            piece_count: pieces.count,
             remote_qpn: to.qpn,
             remote_qkey: to.qkey,
             signaled: u32::from(signaled),
         };
-        buffer.sync_for_device(len);
-        // SAFETY: the buffer's memory outlives the queue pair, by the contract of `new`.
+        // SAFETY: the buffers' memory outlives the queue pair, by the contract of `new`.
         Errno::check(unsafe { ffi::mitosis_post_send(self.qp.as_ptr(), &send) })
+    }
+}
+
+/// What a datagram is gathered from, in order.
+#[derive(Default)]
+pub struct Pieces {
+    pieces: [ffi::Piece; ffi::PIECES],
+    count: u32,
+}
+
+impl Pieces {
+    /// Adds `len` bytes at `offset` of a page. Nothing is added where the page has no such bytes, or no piece is left.
+    pub fn push(&mut self, page: &MappedPage, offset: usize, len: usize) {
+        let fits = offset.checked_add(len).is_some_and(|end| end <= PAGE_LEN);
+        if let (true, Some(piece)) = (fits, self.pieces.get_mut(self.count as usize)) {
+            piece.dma = page.dma + offset as u64;
+            piece.len = len as u32;
+            self.count += 1;
+        }
     }
 }
 
@@ -316,18 +333,6 @@ impl MappedPage {
     pub fn sync_for_cpu(&self, offset: usize, len: usize) {
         // SAFETY: the mapping lives as long as `self`.
         unsafe { ffi::mitosis_dma_sync_for_cpu(self.device, self.dma + offset as u64, len as u32) }
-    }
-
-    fn sync_for_device(&self, len: usize) {
-        // SAFETY: the mapping lives as long as `self`.
-        unsafe {
-            ffi::mitosis_dma_sync_for_device(
-                self.device,
-                self.dma,
-                len as u32,
-                self.direction == Direction::ToDevice,
-            )
-        }
     }
 }
 
