@@ -45,7 +45,7 @@ const HEADERS_A_PAGE: usize = PAGE_LEN / HEADER_STRIDE;
 
 const _: () = assert!(MAX_DATAGRAM <= PAGE_LEN && GRH_LEN <= GRH_STRIDE);
 const _: () = assert!(MAX_CONTROL_LEN <= HEADER_STRIDE);
-const _: () = assert!(SEND_DEPTH as usize % HEADERS_A_PAGE == 0);
+const _: () = assert!((SEND_DEPTH as usize).is_multiple_of(HEADERS_A_PAGE));
 
 /// Names a send.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]

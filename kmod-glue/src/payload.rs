@@ -35,14 +35,16 @@ pub struct Maker {
     random: Xoshiro256PlusPlus,
 }
 
-impl Maker {
+impl Default for Maker {
     /// A maker whose payloads nobody else makes.
-    pub fn new() -> Maker {
+    fn default() -> Maker {
         Maker {
             random: Xoshiro256PlusPlus::seed_from_u64(random()),
         }
     }
+}
 
+impl Maker {
     /// Puts a new message of `message_len` bytes into `buffer`, if messages are checked at all. The buffer holds it.
     pub fn make(&mut self, buffer: &mut PagedBuffer, message_len: u32) {
         if !CHECKED {

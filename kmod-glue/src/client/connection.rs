@@ -71,7 +71,7 @@ impl<'a> Connection<'a> {
             endpoint,
             request,
             reply,
-            maker: Maker::new(),
+            maker: Maker::default(),
             message_len,
             repeated: Ticket::default(),
             route,

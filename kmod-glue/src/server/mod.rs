@@ -217,7 +217,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
         results: results_out,
         wake_resolver: &wake_resolver,
         test_rpc_id: settings.test_rpc_id,
-        maker: Maker::new(),
+        maker: Maker::default(),
         unresolved: 0,
         noise: 0,
         errors: 0,
