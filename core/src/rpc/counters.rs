@@ -40,6 +40,8 @@ pub struct Counters {
     pub pings: u64,
     /// Sessions ended by their client.
     pub disconnects: u64,
+    /// Sessions ended because their client opened a new one.
+    pub superseded: u64,
     /// Sessions ended because nothing was heard of them.
     pub expired: u64,
     /// Malformed datagrams that were ignored.

@@ -1,18 +1,21 @@
 //! The server's table of sessions, in memory that the caller owns.
 //!
 //! Every operation takes bounded time, so that neither a full table nor a hostile client costs more
-//! than a few dozen steps: free slots and ended sessions are singly linked lists through the slots;
+//! than a few dozen steps: free entries and ended sessions are singly linked lists through the entries;
 //! a Connect is matched to the session that it already opened by a chained hash whose bucket heads
-//! lie in the slots as well, with chains of at most [`MAX_CHAIN`]; expiry looks at [`SCAN_SLOTS`]
-//! slots at a time, as a clock hand goes round.
+//! lie in the entries as well, with chains of at most [`MAX_CHAIN`]; expiry looks at [`SCAN_SESSIONS`]
+//! entries at a time, as a clock hand goes round.
+
+use super::pool::{Pool, ServerSlot};
+use super::SessionId;
 
 /// The longest hash chain. With as many buckets as slots and keys drawn at random, a chain of a
 /// full table exceeds 16 with a probability below 1e-14; keys chosen to collide are refused as Busy
 /// when theirs is full.
 pub const MAX_CHAIN: usize = 16;
 
-/// How many slots one step of the expiry looks at: 64 cache lines, a few microseconds.
-pub const SCAN_SLOTS: usize = 64;
+/// How many entries one step of the expiry looks at: 64 cache lines, a few microseconds.
+pub const SCAN_SESSIONS: usize = 64;
 
 /// The shortest time between two steps of the expiry, in nanoseconds, so that it costs a busy
 /// server next to nothing.
@@ -27,79 +30,97 @@ pub type PeerId = u32;
 /// A session that ended. The glue releases what it holds for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
-    /// Its slot, which the next session may take from now on.
+    /// Its index, which the next session may take from now on.
     pub session_index: u32,
     /// Whose it was.
     pub peer: PeerId,
-    /// The first of its slots: their buffers are free.
+    /// The first of its slots; the buffers of all of them are free.
     pub first_slot_index: u32,
     /// How many slots it had.
     pub slots: u16,
 }
 
-/// Where a slot is in its life.
+/// How many sessions of one peer may await their Confirm at once. A client has one; the others are
+/// for a queue pair that carries several, and few enough that replayed Connects fill no table. Peers
+/// whose numbers agree modulo the length of the table share the bound.
+pub const MAX_HALF_OPEN: u8 = 8;
+
+/// Where an entry is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     /// On the free list.
     Free,
-    /// Accepted, and nothing has been heard from the client since.
+    /// Accepted, and not confirmed.
     HalfOpen,
-    /// No request is being executed; `last_request` is the last completed one.
+    /// Confirmed.
     Open,
-    /// `last_request` is being executed.
-    Executing,
-    /// The client disconnected while `last_request` is being executed: the reply buffer is in use
-    /// until it completes.
+    /// The client disconnected while requests are being executed: their reply buffers are in use
+    /// until they complete.
     Draining,
     /// Ended, and on the list that `Table::poll_closed` empties.
     Ended,
 }
 
-/// One slot of the table. The caller provides an array of them and never looks inside.
+/// One entry of the table. The caller provides an array of them and never looks inside.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub(crate) client_key: u64,
+    pub(crate) client_nonce: u64,
     pub(crate) last_heard_ns: u64,
-    pub(crate) last_request: u64,
     pub(crate) generation: u32,
     pub(crate) peer: PeerId,
-    /// Next slot of the free list, or of the list of ended sessions.
+    /// The first of its slots in the pool.
+    pub(crate) first_slot: u32,
+    pub(crate) max_message_len: u32,
+    /// Next entry of the free list, or of the list of ended sessions.
     next: u32,
-    /// First slot of the hash chain of this slot's bucket. Belongs to the bucket, not to the
-    /// session in the slot.
+    /// First entry of the hash chain of this entry's bucket. Belongs to the bucket, not to the
+    /// session in the entry.
     bucket_head: u32,
-    /// Next slot of the hash chain that this session is in.
+    /// Next entry of the hash chain that this session is in.
     chain_next: u32,
-    /// Length of the saved reply in bytes, 0 if there is none.
-    pub(crate) reply_len: u16,
     pub(crate) datagram_len: u16,
+    pub(crate) credits: u16,
+    /// How many of its slots execute a request.
+    pub(crate) executing: u8,
+    /// How many slots it has.
+    pub(crate) slots: u8,
+    /// How many sessions of the peers that this entry counts for are half-open. Belongs to the
+    /// place, as `bucket_head`.
+    half_open: u8,
     pub(crate) state: State,
 }
 
-// One cache line, and what 'session memory' means: 20,000 sessions take 1.1 MiB.
-const _: () = assert!(size_of::<Session>() <= 64);
+// One cache line; with one slot, a session takes 96 bytes and 20,000 of them 1.9 MiB.
+const _: () = assert!(size_of::<Session>() == 64);
 
 impl Session {
-    /// A slot that no session is in.
+    /// An entry that no session is in.
     pub const fn new() -> Self {
         Self {
             client_key: 0,
+            client_nonce: 0,
             last_heard_ns: 0,
-            last_request: 0,
             generation: 0,
             peer: 0,
+            first_slot: 0,
+            max_message_len: 0,
             next: NONE,
             bucket_head: NONE,
             chain_next: NONE,
-            reply_len: 0,
             datagram_len: 0,
+            credits: 0,
+            executing: 0,
+            slots: 0,
+            half_open: 0,
             state: State::Free,
         }
     }
 
     /// Whether datagrams that name the session are still answered.
+    #[inline]
     fn is_live(&self) -> bool {
-        matches!(self.state, State::HalfOpen | State::Open | State::Executing)
+        matches!(self.state, State::HalfOpen | State::Open)
     }
 }
 
@@ -112,15 +133,34 @@ impl Default for Session {
 /// Why no session was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// No slot is free.
-    Slots,
+    /// No entry, no slot or no credit is free.
+    Table,
     /// The hash chain of the key is full.
     Chain,
+    /// Too many sessions of the peer are half-open.
+    HalfOpen,
 }
 
-/// The table. Its slots' memory is the caller's.
+/// What a new session is to be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) peer: PeerId,
+    pub(crate) client_key: u64,
+    pub(crate) client_nonce: u64,
+    pub(crate) datagram_len: u16,
+    pub(crate) max_message_len: u32,
+    /// At most so many.
+    pub(crate) slots: u16,
+    /// At most so many.
+    pub(crate) credits: u16,
+}
+
+/// The table, and what is shared out to its sessions. The memory is the caller's.
 pub(crate) struct Table<'a> {
-    slots: &'a mut [Session],
+    sessions: &'a mut [Session],
+    pool: Pool<'a>,
+    free_credits: u32,
+    free_sessions: u32,
     epoch: u32,
     free: u32,
     ended: u32,
@@ -134,36 +174,42 @@ pub(crate) struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    /// Takes over `slots`, whatever was in them.
+    /// Takes over `sessions` and `slots`, whatever was in them, and has `credits` to share out.
     pub(crate) fn new(
-        slots: &'a mut [Session],
+        sessions: &'a mut [Session],
+        slots: &'a mut [ServerSlot],
+        credits: u32,
         epoch: u32,
         idle_timeout_ns: u64,
         handshake_timeout_ns: u64,
     ) -> Self {
         let mut free = NONE;
-        for (index, slot) in slots.iter_mut().enumerate().rev() {
-            *slot = Session::new();
+        let mut free_sessions = 0_u32;
+        for (index, session) in sessions.iter_mut().enumerate().rev() {
+            *session = Session::new();
             let Ok(index) = u32::try_from(index) else {
                 continue;
             };
-            // The index that ends a list cannot name a slot; a table of 2^32 slots would lose the
-            // last.
+            // The index that ends a list cannot name an entry; a table of 2^32 would lose the last.
             if index != NONE {
-                slot.next = free;
+                session.next = free;
                 free = index;
+                free_sessions = free_sessions.saturating_add(1);
             }
         }
         // One round of the hand takes a quarter of the shorter timeout, so that a session outlives
         // its timeout by that much at most.
-        let steps = u64::try_from(slots.len().div_ceil(SCAN_SLOTS)).unwrap_or(u64::MAX);
+        let steps = u64::try_from(sessions.len().div_ceil(SCAN_SESSIONS)).unwrap_or(u64::MAX);
         let round_ns = idle_timeout_ns.min(handshake_timeout_ns) / 4;
         let scan_interval_ns = round_ns
             .checked_div(steps)
             .unwrap_or(round_ns)
             .max(MIN_SCAN_INTERVAL_NS);
         Self {
-            slots,
+            sessions,
+            pool: Pool::new(slots),
+            free_credits: credits,
+            free_sessions,
             epoch,
             free,
             ended: NONE,
@@ -181,94 +227,173 @@ impl<'a> Table<'a> {
         self.live
     }
 
-    /// The live session in slot `index`, if it is of this generation and epoch.
+    /// The live session of this name.
     #[inline]
-    pub(crate) fn find(&self, id: super::SessionId) -> Option<&Session> {
-        let session = self.slots.get(id.index as usize)?;
+    pub(crate) fn find(&self, id: SessionId) -> Option<&Session> {
+        let session = self.sessions.get(id.index as usize)?;
         (session.generation == id.generation && id.epoch == self.epoch && session.is_live())
             .then_some(session)
     }
 
-    /// As [`Table::find`], to change it.
+    /// As [`Table::find`], of this peer, to change it.
     #[inline]
-    pub(crate) fn find_mut(&mut self, id: super::SessionId) -> Option<&mut Session> {
-        let session = self.slots.get_mut(id.index as usize)?;
-        (session.generation == id.generation && id.epoch == self.epoch && session.is_live())
-            .then_some(session)
+    pub(crate) fn find_mut(&mut self, id: SessionId, peer: PeerId) -> Option<&mut Session> {
+        self.find_with_slots(id, peer).map(|(session, _)| session)
     }
 
-    /// The session in slot `index` whose request is being executed, live or draining.
+    /// As [`Table::find_mut`], with the pool that its slots are in.
     #[inline]
-    pub(crate) fn executing_mut(
+    pub(crate) fn find_with_slots(
+        &mut self,
+        id: SessionId,
+        peer: PeerId,
+    ) -> Option<(&mut Session, &mut Pool<'a>)> {
+        let session = self.sessions.get_mut(id.index as usize)?;
+        let found = session.generation == id.generation
+            && id.epoch == self.epoch
+            && session.peer == peer
+            && session.is_live();
+        found.then_some((session, &mut self.pool))
+    }
+
+    /// The session at `index`, live or draining, with the pool.
+    #[inline]
+    pub(crate) fn completing(
         &mut self,
         index: u32,
         generation: u32,
-        request: u64,
-    ) -> Option<&mut Session> {
-        let session = self.slots.get_mut(index as usize)?;
-        let executing = matches!(session.state, State::Executing | State::Draining);
-        (executing && session.generation == generation && session.last_request == request)
-            .then_some(session)
+    ) -> Option<(&mut Session, &mut Pool<'a>)> {
+        let session = self.sessions.get_mut(index as usize)?;
+        let found = session.generation == generation
+            && (session.is_live() || session.state == State::Draining);
+        found.then_some((session, &mut self.pool))
     }
 
-    /// The live session that this peer opened with this key.
-    pub(crate) fn find_by_key(&self, peer: PeerId, client_key: u64) -> Option<(u32, &Session)> {
-        let mut index = self.slots.get(self.bucket(peer, client_key))?.bucket_head;
-        for _ in 0..MAX_CHAIN {
-            let session = self.slots.get(index as usize)?;
-            if session.peer == peer && session.client_key == client_key {
-                return Some((index, session));
-            }
-            index = session.chain_next;
-        }
-        None
-    }
-
-    /// Opens a half-open session for a key that [`Table::find_by_key`] does not find, and returns
-    /// its slot and generation.
-    pub(crate) fn open(
-        &mut self,
-        now_ns: u64,
+    /// The live session that this peer opened with this key and nonce.
+    pub(crate) fn find_by_nonce(
+        &self,
         peer: PeerId,
         client_key: u64,
-        datagram_len: u16,
-    ) -> Result<(u32, u32), Full> {
+        client_nonce: u64,
+    ) -> Option<(u32, &Session)> {
+        self.chain(peer, client_key)
+            .find(|(_, session)| session.client_nonce == client_nonce)
+    }
+
+    /// The live sessions that this peer opened with this key.
+    fn chain(
+        &self,
+        peer: PeerId,
+        client_key: u64,
+    ) -> impl Iterator<Item = (u32, &Session)> {
+        let bucket = self.sessions.get(self.bucket(peer, client_key));
+        let mut index = bucket.map_or(NONE, |bucket| bucket.bucket_head);
+        let links = core::iter::from_fn(move || {
+            let at = index;
+            let session = self.sessions.get(at as usize)?;
+            index = session.chain_next;
+            Some((at, session))
+        });
+        links
+            .take(MAX_CHAIN)
+            .filter(move |(_, session)| session.peer == peer && session.client_key == client_key)
+    }
+
+    /// Opens a half-open session for what [`Table::find_by_nonce`] does not find, and returns its
+    /// index.
+    pub(crate) fn open(&mut self, now_ns: u64, wanted: &Wanted) -> Result<u32, Full> {
         let index = self.free;
-        let bucket = self.bucket(peer, client_key);
-        let head = self.slots.get(bucket).ok_or(Full::Slots)?.bucket_head;
+        let bucket = self.bucket(wanted.peer, wanted.client_key);
+        let head = self.sessions.get(bucket).ok_or(Full::Table)?.bucket_head;
         if self.chain_is_full(head) {
             return Err(Full::Chain);
         }
-        let session = self.slots.get_mut(index as usize).ok_or(Full::Slots)?;
-        self.free = session.next;
-        session.next = NONE;
-        session.generation = match session.generation.wrapping_add(1) {
-            0 => 1,
-            generation => generation,
-        };
-        session.client_key = client_key;
-        session.peer = peer;
-        session.datagram_len = datagram_len;
-        session.last_heard_ns = now_ns;
-        session.last_request = 0;
-        session.reply_len = 0;
-        session.state = State::HalfOpen;
-        session.chain_next = head;
-        let generation = session.generation;
-        if let Some(slot) = self.slots.get_mut(bucket) {
-            slot.bucket_head = index;
+        let next = self.sessions.get(index as usize).ok_or(Full::Table)?.next;
+        let half_open = self.half_open_of(wanted.peer).ok_or(Full::Table)?;
+        if *half_open >= MAX_HALF_OPEN {
+            return Err(Full::HalfOpen);
+        }
+        // One slot and one credit are kept for each session that may still come, so that those who
+        // come first do not shut out the rest (wire.md §7.6).
+        let others = self.free_sessions.saturating_sub(1);
+        let credits = share(wanted.credits, self.free_credits, others).ok_or(Full::Table)?;
+        let slots = share(wanted.slots, self.pool.free(), others).ok_or(Full::Table)?;
+        let (first_slot, slots) = self.pool.take(slots).ok_or(Full::Table)?;
+        self.free_credits = self.free_credits.saturating_sub(u32::from(credits));
+        self.free_sessions = others;
+        self.free = next;
+        if let Some(half_open) = self.half_open_of(wanted.peer) {
+            *half_open = half_open.saturating_add(1);
+        }
+        if let Some(session) = self.sessions.get_mut(index as usize) {
+            *session = Session {
+                client_key: wanted.client_key,
+                client_nonce: wanted.client_nonce,
+                last_heard_ns: now_ns,
+                generation: match session.generation.wrapping_add(1) {
+                    0 => 1,
+                    generation => generation,
+                },
+                peer: wanted.peer,
+                first_slot,
+                max_message_len: wanted.max_message_len,
+                next: NONE,
+                bucket_head: session.bucket_head,
+                chain_next: head,
+                datagram_len: wanted.datagram_len,
+                credits,
+                executing: 0,
+                slots: u8::try_from(slots).unwrap_or(1),
+                half_open: session.half_open,
+                state: State::HalfOpen,
+            };
+        }
+        if let Some(bucket) = self.sessions.get_mut(bucket) {
+            bucket.bucket_head = index;
         }
         if self.live == 0 {
             self.next_scan_ns = now_ns.saturating_add(self.scan_interval_ns);
         }
         self.live = self.live.saturating_add(1);
-        Ok((index, generation))
+        Ok(index)
     }
 
-    /// Ends a live session at the client's wish. One that executes a request drains first.
+    /// The session at `index`, whatever its state.
+    pub(crate) fn at(&self, index: u32) -> Option<&Session> {
+        self.sessions.get(index as usize)
+    }
+
+    /// Opens a half-open session fully, and ends those that its client had before: it has forgotten
+    /// them. Returns how many.
+    #[cold]
+    pub(crate) fn confirm(&mut self, index: u32) -> u64 {
+        let Some(session) = self.sessions.get_mut(index as usize) else {
+            return 0;
+        };
+        if session.state != State::HalfOpen {
+            return 0;
+        }
+        session.state = State::Open;
+        let (peer, key, nonce) = (session.peer, session.client_key, session.client_nonce);
+        self.settle_half_open(peer);
+        let mut ended = 0;
+        for _ in 0..MAX_CHAIN {
+            // A client's nonces count up; half the numbers lie before.
+            let before = self.chain(peer, key).find(|(_, other)| {
+                let age = nonce.wrapping_sub(other.client_nonce);
+                age != 0 && age < 1 << 63
+            });
+            let Some((before, _)) = before else { break };
+            self.disconnect(before);
+            ended += 1;
+        }
+        ended
+    }
+
+    /// Ends a live session at the client's wish. One that executes requests drains first.
     pub(crate) fn disconnect(&mut self, index: u32) {
-        match self.slots.get_mut(index as usize) {
-            Some(session) if session.state == State::Executing => {
+        match self.sessions.get_mut(index as usize) {
+            Some(session) if session.is_live() && session.executing > 0 => {
                 session.state = State::Draining;
                 self.live = self.live.saturating_sub(1);
                 self.unchain(index);
@@ -278,10 +403,10 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// Ends a session whose drained request has completed.
+    /// Ends a draining session none of whose requests is being executed any more.
     pub(crate) fn drained(&mut self, index: u32) {
-        if let Some(session) = self.slots.get_mut(index as usize) {
-            if session.state == State::Draining {
+        if let Some(session) = self.sessions.get_mut(index as usize) {
+            if session.state == State::Draining && session.executing == 0 {
                 session.state = State::Ended;
                 session.next = self.ended;
                 self.ended = index;
@@ -289,19 +414,25 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// The next session that ended, whose slot is free from now on.
+    /// The next session that ended, whose entry, slots and credits are free from now on.
     pub(crate) fn poll_closed(&mut self) -> Option<Closed> {
         let index = self.ended;
-        let session = self.slots.get_mut(index as usize)?;
+        let session = self.sessions.get_mut(index as usize)?;
         self.ended = session.next;
         session.next = self.free;
         session.state = State::Free;
         self.free = index;
+        self.free_sessions = self.free_sessions.saturating_add(1);
+        self.free_credits = self
+            .free_credits
+            .saturating_add(u32::from(session.credits));
+        let slots = u16::from(session.slots);
+        self.pool.put(session.first_slot, slots);
         Some(Closed {
             session_index: index,
             peer: session.peer,
-            first_slot_index: 0,
-            slots: 1,
+            first_slot_index: session.first_slot,
+            slots,
         })
     }
 
@@ -318,18 +449,18 @@ impl<'a> Table<'a> {
         }
         self.next_scan_ns = now_ns.saturating_add(self.scan_interval_ns);
         let mut expired: u64 = 0;
-        for _ in 0..SCAN_SLOTS.min(self.slots.len()) {
-            if self.hand >= self.slots.len() {
+        for _ in 0..SCAN_SESSIONS.min(self.sessions.len()) {
+            if self.hand >= self.sessions.len() {
                 self.hand = 0;
             }
-            let Some(session) = self.slots.get(self.hand) else {
+            let Some(session) = self.sessions.get(self.hand) else {
                 break;
             };
             let silent_ns = now_ns.saturating_sub(session.last_heard_ns);
             let expires = match session.state {
                 State::HalfOpen => silent_ns >= self.handshake_timeout_ns,
-                State::Open => silent_ns >= self.idle_timeout_ns,
-                State::Free | State::Executing | State::Draining | State::Ended => false,
+                State::Open => session.executing == 0 && silent_ns >= self.idle_timeout_ns,
+                State::Free | State::Draining | State::Ended => false,
             };
             if expires {
                 if let Ok(index) = u32::try_from(self.hand) {
@@ -345,22 +476,39 @@ impl<'a> Table<'a> {
     /// Moves a live session to the list of ended ones.
     fn end(&mut self, index: u32) {
         self.unchain(index);
-        if let Some(session) = self.slots.get_mut(index as usize) {
+        if let Some(session) = self.sessions.get_mut(index as usize) {
+            let half_open = (session.state == State::HalfOpen).then_some(session.peer);
             session.state = State::Ended;
             session.next = self.ended;
             self.ended = index;
             self.live = self.live.saturating_sub(1);
+            if let Some(peer) = half_open {
+                self.settle_half_open(peer);
+            }
+        }
+    }
+
+    /// Where the half-open sessions of a peer are counted.
+    fn half_open_of(&mut self, peer: PeerId) -> Option<&mut u8> {
+        let place = (peer as usize).checked_rem(self.sessions.len())?;
+        Some(&mut self.sessions.get_mut(place)?.half_open)
+    }
+
+    /// One of the peer's sessions is half-open no longer.
+    fn settle_half_open(&mut self, peer: PeerId) {
+        if let Some(half_open) = self.half_open_of(peer) {
+            *half_open = half_open.saturating_sub(1);
         }
     }
 
     /// Takes a session out of its hash chain.
     fn unchain(&mut self, index: u32) {
-        let Some(session) = self.slots.get(index as usize) else {
+        let Some(session) = self.sessions.get(index as usize) else {
             return;
         };
         let after = session.chain_next;
         let bucket = self.bucket(session.peer, session.client_key);
-        let Some(slot) = self.slots.get_mut(bucket) else {
+        let Some(slot) = self.sessions.get_mut(bucket) else {
             return;
         };
         if slot.bucket_head == index {
@@ -369,7 +517,7 @@ impl<'a> Table<'a> {
         }
         let mut before = slot.bucket_head;
         for _ in 0..MAX_CHAIN {
-            let Some(session) = self.slots.get_mut(before as usize) else {
+            let Some(session) = self.sessions.get_mut(before as usize) else {
                 return;
             };
             if session.chain_next == index {
@@ -383,7 +531,7 @@ impl<'a> Table<'a> {
     fn chain_is_full(&self, head: u32) -> bool {
         let mut index = head;
         for _ in 0..MAX_CHAIN {
-            match self.slots.get(index as usize) {
+            match self.sessions.get(index as usize) {
                 Some(session) => index = session.chain_next,
                 None => return false,
             }
@@ -399,8 +547,18 @@ impl<'a> Table<'a> {
         hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         hash ^= hash >> 31;
         // Scales the upper half to the number of slots: a multiplication in place of a division.
-        let slots = u64::from(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
+        let slots = u64::from(u32::try_from(self.sessions.len()).unwrap_or(u32::MAX));
         let bucket = (hash >> 32).wrapping_mul(slots) >> 32;
         usize::try_from(bucket).unwrap_or(0)
     }
+}
+
+/// What of `free` one of several gets: what it wants, unless that leaves less than one for each of
+/// the `others`; but at least one, if there is one.
+fn share(wanted: u16, free: u32, others: u32) -> Option<u16> {
+    if free == 0 {
+        return None;
+    }
+    let spare = free.saturating_sub(others).max(1);
+    Some(wanted.min(u16::try_from(spare).unwrap_or(u16::MAX)).max(1))
 }

@@ -40,6 +40,47 @@ impl<'d> Part<'d> {
             payload,
         }
     }
+
+    /// The part that the header of a Request or a Reply describes, from the two halves that
+    /// [`Header::parse`] returned (wire.md §2.2).
+    #[inline]
+    pub fn of(header: &Header, payload: &'d [u8]) -> Result<Self, Malformed> {
+        same_len(header, payload)?;
+        call_fields(header)?;
+        let (message_len, offset) = (header.message_len_bytes, header.offset_bytes);
+        let payload_len = u32::from(header.payload_len_bytes);
+        if payload_len != message_len || offset != 0 {
+            if message_len > MAX_MESSAGE {
+                return Err(Malformed::TooLong { message_len });
+            }
+            let end = offset.checked_add(payload_len);
+            if payload_len == 0 || end.is_none_or(|end| end > message_len) {
+                return Err(no_part(header));
+            }
+        }
+        Ok(Self {
+            message_len,
+            offset,
+            payload,
+        })
+    }
+
+    /// Length of the part in bytes.
+    #[inline]
+    pub(crate) const fn payload_len(&self) -> u32 {
+        self.payload.len() as u32
+    }
+}
+
+/// How long the part at `offset` of a message is, where a full part is `limit` bytes long.
+#[inline]
+pub(crate) const fn part_len(message_len: u32, offset: u32, limit: u32) -> u32 {
+    let rest = message_len.saturating_sub(offset);
+    if rest < limit {
+        rest
+    } else {
+        limit
+    }
 }
 
 /// What a datagram says, with its payload left where it was received.
@@ -129,20 +170,15 @@ impl<'d> Datagram<'d> {
     /// As [`Datagram::parse`], from the two halves that [`Header::parse`] returned.
     #[inline]
     pub fn from_header(header: &Header, payload: &'d [u8]) -> Result<Self, Malformed> {
-        if usize::from(header.payload_len_bytes) != payload.len() {
-            return Err(Malformed::PayloadLen {
-                header: usize::from(header.payload_len_bytes),
-                actual: payload.len(),
-            });
-        }
+        same_len(header, payload)?;
         let message = match header.kind {
             Kind::Request => Message::Request {
                 rpc_id: header.code,
-                part: part(header, payload)?,
+                part: Part::of(header, payload)?,
             },
             Kind::Reply => {
                 no_code(header)?;
-                Message::Reply(part(header, payload)?)
+                Message::Reply(Part::of(header, payload)?)
             }
             _ => Self::control(header, payload)?,
         };
@@ -298,26 +334,15 @@ impl<'d> Datagram<'d> {
     }
 }
 
-/// The part of a message that the header describes (wire.md §2.2).
 #[inline]
-fn part<'d>(header: &Header, payload: &'d [u8]) -> Result<Part<'d>, Malformed> {
-    call_fields(header)?;
-    let (message_len, offset) = (header.message_len_bytes, header.offset_bytes);
-    let payload_len = u32::from(header.payload_len_bytes);
-    if payload_len != message_len || offset != 0 {
-        if message_len > MAX_MESSAGE {
-            return Err(Malformed::TooLong { message_len });
-        }
-        let end = offset.checked_add(payload_len);
-        if payload_len == 0 || !end.is_some_and(|end| end <= message_len) {
-            return Err(no_part(header));
-        }
+fn same_len(header: &Header, payload: &[u8]) -> Result<(), Malformed> {
+    if usize::from(header.payload_len_bytes) != payload.len() {
+        return Err(Malformed::PayloadLen {
+            header: usize::from(header.payload_len_bytes),
+            actual: payload.len(),
+        });
     }
-    Ok(Part {
-        message_len,
-        offset,
-        payload,
-    })
+    Ok(())
 }
 
 #[cold]

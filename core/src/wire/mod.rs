@@ -22,6 +22,7 @@ pub mod resolution;
 pub use accept::Accept;
 pub use confirm::Confirm;
 pub use connect::Connect;
+pub(crate) use datagram::part_len;
 pub use datagram::{Datagram, Message, Part};
 pub use error::{ErrorCode, Reason, Refusal};
 pub use header::{Header, Kind};

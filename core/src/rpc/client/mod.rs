@@ -11,60 +11,170 @@
 //! The glue keeps a request buffer and a reply buffer for each slot. Between `call` and the event
 //! that ends it, the request buffer stays as it is: every transmission is gathered from it.
 
+mod call;
 mod event;
+mod handshake;
+mod rtt;
+mod timers;
 
-use crate::session::RequestId;
-use crate::wire::MAX_CONTROL_LEN;
-
+use self::call::Outgoing;
+use self::rtt::RoundTrip;
 use super::Rejected;
+use crate::session::{RequestId, SessionId, MAX_SLOTS};
+use crate::wire::{
+    offered_datagram_len, Datagram, Header, Kind, Message, Part, Refusal, Tag, HEADER_LEN,
+    MAX_CONTROL_LEN, MAX_MESSAGE,
+};
 
-pub use event::{CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit};
+pub use self::call::CallSlot;
+pub use self::event::{CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit};
 
-/// What a client knows of one slot. The caller provides an array of them and never looks inside.
-#[derive(Clone, Debug, Default)]
-pub struct CallSlot {
-    request: u64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Closed,
+    /// A Connect is sent until an Accept comes.
+    Connecting,
+    /// There is a session.
+    Open,
 }
 
-impl CallSlot {
-    /// A slot without a call.
-    pub const fn new() -> Self {
-        Self { request: 0 }
+/// What is to be sent besides requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Control {
+    connect: bool,
+    confirm: bool,
+    ping: bool,
+    disconnect: bool,
+}
+
+impl Control {
+    #[inline]
+    fn any(self) -> bool {
+        self.connect | self.confirm | self.ping | self.disconnect
     }
 }
 
 /// The calling endpoint. The module's front comment gives the order of calls.
 pub struct Client<'a> {
-    config: ClientConfig,
     slots: &'a mut [CallSlot],
+    session: SessionId,
+    state: State,
+    control: Control,
+    /// The server has answered something of this session, so it knows that we have its Accept.
+    heard: bool,
+    /// Slots with an outstanding call, a bit each.
+    busy: u64,
+    /// Those of them that have something to send.
+    ready: u64,
+    /// The slots that the session has.
+    window: u64,
+    /// Where the search for the next slot to send for begins, so that a long message does not hold
+    /// up the others.
+    turn: u32,
+    /// How many datagrams are unanswered.
+    in_flight: u16,
+    /// Never starts anew, not even with a new session: should the server still have the old one,
+    /// its next request is new to it nevertheless (wire.md §8.1).
+    last_request: u64,
+    trip: RoundTrip,
+    /// No call's timer is due before this.
+    calls_at_ns: u64,
+    /// When to send again while no call is outstanding: the Connect, the Confirm or a Ping.
+    resend_at_ns: u64,
+    /// When to give up while no call is outstanding: the handshake or the session.
+    deadline_ns: u64,
+    idle_timeout_ns: u64,
+    granted: Granted,
+    config: ClientConfig,
+    /// Of the present or last handshake.
+    nonce: u64,
+    confirm_tag: Tag,
+    /// How often the Connect or Confirm has been sent again.
+    doublings: u8,
 }
 
 impl<'a> Client<'a> {
-    /// A client without a session.
+    /// A client without a session, which has as many calls outstanding at most as there are slots.
     pub fn new(config: ClientConfig, slots: &'a mut [CallSlot]) -> Self {
-        Self { config, slots }
+        let room = u16::try_from(slots.len())
+            .unwrap_or(MAX_SLOTS)
+            .clamp(1, MAX_SLOTS);
+        let config = ClientConfig {
+            datagram_len: offered_datagram_len(config.datagram_len),
+            slots: config.slots.clamp(1, room),
+            credits: config.credits.max(1),
+            max_message_len: config.max_message_len.min(MAX_MESSAGE),
+            ..config
+        };
+        Self {
+            slots,
+            session: SessionId::NONE,
+            state: State::Closed,
+            control: Control::default(),
+            heard: false,
+            busy: 0,
+            ready: 0,
+            window: 0,
+            turn: 0,
+            in_flight: 0,
+            last_request: 0,
+            trip: RoundTrip::new(config.rto_initial_ns, config.rto_min_ns, config.rto_max_ns),
+            calls_at_ns: u64::MAX,
+            resend_at_ns: 0,
+            deadline_ns: 0,
+            idle_timeout_ns: 0,
+            granted: Granted {
+                slots: 0,
+                credits: 0,
+                datagram_len: config.datagram_len,
+                max_message_len: 0,
+            },
+            config,
+            nonce: config.nonce,
+            confirm_tag: [0; 16],
+            doublings: 0,
+        }
     }
-    /// Starts the handshake. Whatever session or calls there were are forgotten without a word.
-    pub fn connect(&mut self, now_ns: u64) {}
-    /// Ends the session. Outstanding calls end with it, without an event.
-    pub fn disconnect(&mut self) {}
+
     /// Whether a session is open.
+    #[inline]
     pub fn is_connected(&self) -> bool {
-        false
+        self.state == State::Open
     }
-    /// The session that is or was open; `SessionId::NONE` before the first.
-    pub fn session(&self) -> crate::session::SessionId {
-        crate::session::SessionId::NONE
+
+    /// The session that is or was open; [`SessionId::NONE`] before the first.
+    pub fn session(&self) -> SessionId {
+        self.session
     }
-    /// What the server granted to the session that is or was open.
+
+    /// What the server granted to the session that is or was open; no slots before the first.
     pub fn granted(&self) -> Granted {
-        Granted { slots: 0, credits: 0, datagram_len: 0, max_message_len: 0 }
+        self.granted
     }
-    /// A slot without an outstanding call.
+
+    /// How many datagrams are unanswered: never more than the credits that were granted.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// The slots whose calls are outstanding.
+    pub fn outstanding(&self) -> SlotSet {
+        SlotSet(self.busy)
+    }
+
+    /// A slot in which a call can be begun.
+    #[inline]
     pub fn free_slot(&self) -> Option<u16> {
-        None
+        let free = self.window & !self.busy;
+        if free == 0 || self.state != State::Open {
+            return None;
+        }
+        u16::try_from(free.trailing_zeros()).ok()
     }
-    /// Starts a call.
+
+    /// Starts a call, whose `request_len` bytes are in the slot's request buffer and stay there
+    /// until the event that ends it.
+    #[inline]
     pub fn call(
         &mut self,
         now_ns: u64,
@@ -72,30 +182,274 @@ impl<'a> Client<'a> {
         rpc_id: u32,
         request_len: u32,
     ) -> Result<RequestId, CallError> {
-        Err(CallError::NotConnected)
+        if self.state != State::Open {
+            return Err(CallError::NotConnected);
+        }
+        let bit = 1_u64.checked_shl(u32::from(slot)).unwrap_or(0);
+        let place = self.slots.get_mut(usize::from(slot));
+        let (Some(place), true) = (place, self.window & bit != 0) else {
+            let slots = self.granted.slots;
+            return Err(CallError::NoSuchSlot { slot, slots });
+        };
+        if self.busy & bit != 0 {
+            return Err(CallError::SlotInUse);
+        }
+        let limit = self.granted.max_message_len;
+        if request_len > limit {
+            return Err(CallError::TooLarge { request_len, limit });
+        }
+        // A u64 does not come round: at a call a nanosecond it lasts for 584 years.
+        let request = self.last_request.wrapping_add(1);
+        self.last_request = request;
+        let deadline_ns = now_ns.saturating_add(self.config.call_timeout_ns);
+        place.begin(
+            request,
+            rpc_id,
+            request_len,
+            deadline_ns,
+            self.trip.doublings(),
+        );
+        if self.busy == 0 {
+            self.calls_at_ns = deadline_ns;
+        } else {
+            self.calls_at_ns = self.calls_at_ns.min(deadline_ns);
+        }
+        self.busy |= bit;
+        self.ready |= bit;
+        Ok(RequestId(request))
     }
-    /// The next datagram to send.
+
+    /// The next datagram to send: its header is written to `header`, and the rest is gathered from
+    /// a slot's request buffer. `None` if there is nothing to send for now.
+    #[inline]
     pub fn poll_transmit(
         &mut self,
         now_ns: u64,
         header: &mut [u8; MAX_CONTROL_LEN],
     ) -> Option<Transmit> {
-        None
+        if self.control.any() {
+            return self.poll_control(now_ns, header);
+        }
+        if self.ready == 0 || self.in_flight >= self.granted.credits {
+            return None;
+        }
+        let turned = self.ready.rotate_right(self.turn);
+        let slot = turned.trailing_zeros().wrapping_add(self.turn) & 63;
+        let place = self.slots.get_mut(slot as usize)?;
+        let (outgoing, last) = place.send(now_ns, self.granted.part_len(), &self.trip);
+        if last {
+            self.ready &= !(1_u64.wrapping_shl(slot));
+        }
+        self.turn = slot.wrapping_add(1) & 63;
+        self.in_flight = self.in_flight.saturating_add(1);
+        self.calls_at_ns = self.calls_at_ns.min(place.resend_at_ns);
+        let slot = slot as u16;
+        let mut fields = Header {
+            kind: Kind::Request,
+            session: self.session,
+            request: RequestId(place.request),
+            code: place.rpc_id,
+            message_len_bytes: place.message_len(),
+            offset_bytes: 0,
+            payload_len_bytes: 0,
+            slot,
+        };
+        let mut transmit = Transmit {
+            header_len: HEADER_LEN,
+            payload: None,
+            again: false,
+        };
+        match outgoing {
+            Outgoing::Part { offset, len, again } => {
+                fields.offset_bytes = offset;
+                fields.payload_len_bytes = len as u16;
+                transmit.again = again;
+                if len > 0 {
+                    let range = offset..offset.saturating_add(len);
+                    transmit.payload = Some(Payload { slot, range });
+                }
+            }
+            Outgoing::Wish { offset } => {
+                fields.kind = Kind::Fetch;
+                fields.code = 0;
+                fields.offset_bytes = offset;
+            }
+        }
+        fields.emit(header).ok()?;
+        Some(transmit)
     }
+
     /// Takes a datagram that arrived.
+    #[inline]
     pub fn handle_datagram(
         &mut self,
         now_ns: u64,
         datagram: &[u8],
     ) -> Result<Option<Event>, Rejected> {
+        let (header, payload) = Header::parse(datagram)?;
+        if header.kind == Kind::Reply && header.code == 0 {
+            let part = Part::of(&header, payload)?;
+            return self.handle_reply(now_ns, &header, &part);
+        }
+        self.handle_control(now_ns, &header, payload)
+    }
+
+    #[inline]
+    fn handle_reply(
+        &mut self,
+        now_ns: u64,
+        header: &Header,
+        part: &Part<'_>,
+    ) -> Result<Option<Event>, Rejected> {
+        let limit = self.granted.part_len();
+        let max_message_len = self.granted.max_message_len;
+        let (place, trip) = self.answered(header)?;
+        let incoming = place.take(now_ns, part, limit, max_message_len, trip)?;
+        let resend_at_ns = place.resend_at_ns;
+        self.in_flight = self.in_flight.saturating_sub(incoming.credits);
+        self.heard = true;
+        if incoming.complete {
+            self.free(now_ns, header.slot);
+        } else {
+            self.calls_at_ns = self.calls_at_ns.min(resend_at_ns);
+            if part.offset == 0 {
+                self.ready |= bit(header.slot);
+            }
+        }
+        let end = HEADER_LEN.saturating_add(part.payload.len());
+        Ok(Some(Event::Reply {
+            request: header.request,
+            slot: header.slot,
+            message_len: part.message_len,
+            offset: part.offset,
+            payload: HEADER_LEN..end,
+            complete: incoming.complete,
+        }))
+    }
+
+    /// Everything but replies.
+    #[inline(never)]
+    fn handle_control(
+        &mut self,
+        now_ns: u64,
+        header: &Header,
+        payload: &[u8],
+    ) -> Result<Option<Event>, Rejected> {
+        let Datagram { message, .. } = Datagram::from_header(header, payload)?;
+        match message {
+            Message::CreditReturn {
+                message_len,
+                offset,
+            } => self.handle_credit_return(now_ns, header, message_len, offset),
+            Message::Accept(accept) => self.handle_accept(now_ns, header.session, accept),
+            Message::Error(refusal) => self.handle_error(now_ns, header, refusal),
+            Message::Pong => {
+                self.expect_session(header.session)?;
+                self.heard = true;
+                if self.busy == 0 {
+                    self.rest(now_ns);
+                }
+                Ok(None)
+            }
+            Message::Reply(_)
+            | Message::Connect(_)
+            | Message::Confirm(_)
+            | Message::Request { .. }
+            | Message::Fetch { .. }
+            | Message::Disconnect
+            | Message::Ping => Err(Rejected::Unexpected(header.kind)),
+        }
+    }
+
+    fn handle_credit_return(
+        &mut self,
+        now_ns: u64,
+        header: &Header,
+        message_len: u32,
+        offset: u32,
+    ) -> Result<Option<Event>, Rejected> {
+        let limit = self.granted.part_len();
+        let (place, trip) = self.answered(header)?;
+        let credits = place.credit_return(now_ns, message_len, offset, limit, trip)?;
+        let resend_at_ns = place.resend_at_ns;
+        self.calls_at_ns = self.calls_at_ns.min(resend_at_ns);
+        self.in_flight = self.in_flight.saturating_sub(credits);
+        self.heard = true;
         Ok(None)
     }
-    /// Acts upon the time that has come. Called until it yields nothing.
-    pub fn handle_timeout(&mut self, now_ns: u64) -> Option<Event> {
-        None
+
+    fn handle_error(
+        &mut self,
+        now_ns: u64,
+        header: &Header,
+        refusal: Refusal,
+    ) -> Result<Option<Event>, Rejected> {
+        if header.session == SessionId::NONE {
+            return self.handle_refusal(refusal);
+        }
+        self.expect_session(header.session)?;
+        if refusal.code == crate::wire::ErrorCode::NoSuchSession || header.request == RequestId(0) {
+            return Ok(Some(self.closed(refusal)));
+        }
+        let (place, trip) = self.answered(header)?;
+        let credits = place.fail(now_ns, trip);
+        self.in_flight = self.in_flight.saturating_sub(credits);
+        self.heard = true;
+        self.free(now_ns, header.slot);
+        Ok(Some(Event::Failed {
+            request: header.request,
+            slot: header.slot,
+            error: refusal.code,
+        }))
     }
-    /// When to call `handle_timeout`.
-    pub fn next_timeout_ns(&self) -> Option<u64> {
-        None
+
+    /// Whether a datagram of the server belongs to our session.
+    #[inline]
+    fn expect_session(&self, session: SessionId) -> Result<(), Rejected> {
+        if self.state == State::Open && session == self.session {
+            Ok(())
+        } else {
+            Err(Rejected::OtherSession)
+        }
     }
+
+    /// The outstanding call that a datagram of the server answers.
+    #[inline]
+    fn answered(
+        &mut self,
+        header: &Header,
+    ) -> Result<(&mut CallSlot, &mut RoundTrip), Rejected> {
+        self.expect_session(header.session)?;
+        let outstanding = self.busy & bit(header.slot) != 0;
+        match self.slots.get_mut(usize::from(header.slot)) {
+            Some(place) if outstanding && place.request == header.request.0 => {
+                Ok((place, &mut self.trip))
+            }
+            _ => Err(Rejected::StaleRequest),
+        }
+    }
+
+    /// The slot's call is over.
+    #[inline]
+    fn free(&mut self, now_ns: u64, slot: u16) {
+        self.busy &= !bit(slot);
+        self.ready &= !bit(slot);
+        if self.busy == 0 {
+            self.rest(now_ns);
+        }
+    }
+}
+
+impl Granted {
+    /// Length of a full part in bytes.
+    #[inline]
+    pub(crate) fn part_len(&self) -> u32 {
+        u32::from(self.datagram_len).saturating_sub(HEADER_LEN as u32)
+    }
+}
+
+/// The slot's place in a set of them.
+#[inline]
+fn bit(slot: u16) -> u64 {
+    1_u64.checked_shl(u32::from(slot)).unwrap_or(0)
 }

@@ -1,0 +1,267 @@
+//! One slot's call: what has been sent, what has come, when to send again (wire.md §8).
+
+use super::rtt::{doubled, RoundTrip};
+use crate::rpc::Rejected;
+use crate::wire::{part_len, Part};
+
+/// What is being carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// The request: each part is answered, the last by the reply's first.
+    #[default]
+    Asking,
+    /// The reply: each part but the first is asked for.
+    Fetching,
+}
+
+/// What a client knows of one slot. The caller provides an array of them and never looks inside.
+#[derive(Clone, Debug, Default)]
+pub struct CallSlot {
+    pub(super) request: u64,
+    pub(super) deadline_ns: u64,
+    /// When to go back; `u64::MAX` while nothing is unanswered.
+    pub(super) resend_at_ns: u64,
+    /// When the datagram that measures the round trip was sent; 0 if none does.
+    sampled_at_ns: u64,
+    pub(super) rpc_id: u32,
+    request_len: u32,
+    reply_len: u32,
+    /// Everything before has been answered, in bytes of the message that is being carried.
+    answered: u32,
+    /// Where the next part to send or to ask for begins.
+    next: u32,
+    /// The answer to the part that ends here measures the round trip.
+    sample_end: u32,
+    /// What begins before here has been sent before.
+    resent_end: u32,
+    /// How many datagrams are unanswered: the parts from `answered` to `next`.
+    pub(super) in_flight: u16,
+    doublings: u8,
+    phase: Phase,
+    /// Every part of the request has been sent at least once.
+    all_sent: bool,
+}
+
+/// What to send for a slot.
+pub(super) enum Outgoing {
+    /// A part of the request.
+    Part { offset: u32, len: u32, again: bool },
+    /// A wish for the reply's part at `offset`.
+    Wish { offset: u32 },
+}
+
+/// A part of the reply that came in its turn.
+pub(super) struct Incoming {
+    pub(super) complete: bool,
+    /// How many credits it returned.
+    pub(super) credits: u16,
+}
+
+impl CallSlot {
+    /// A slot without a call.
+    pub const fn new() -> Self {
+        Self {
+            request: 0,
+            deadline_ns: 0,
+            resend_at_ns: u64::MAX,
+            sampled_at_ns: 0,
+            rpc_id: 0,
+            request_len: 0,
+            reply_len: 0,
+            answered: 0,
+            next: 0,
+            sample_end: 0,
+            resent_end: 0,
+            in_flight: 0,
+            doublings: 0,
+            phase: Phase::Asking,
+            all_sent: false,
+        }
+    }
+
+    #[inline]
+    pub(super) fn begin(
+        &mut self,
+        request: u64,
+        rpc_id: u32,
+        request_len: u32,
+        deadline_ns: u64,
+        doublings: u8,
+    ) {
+        *self = Self {
+            request,
+            rpc_id,
+            request_len,
+            deadline_ns,
+            doublings,
+            ..Self::new()
+        };
+    }
+
+    /// Length in bytes of the message that is being carried.
+    #[inline]
+    pub(super) fn message_len(&self) -> u32 {
+        match self.phase {
+            Phase::Asking => self.request_len,
+            Phase::Fetching => self.reply_len,
+        }
+    }
+
+    /// Hands out the next part, and says whether it is the last for now.
+    #[inline]
+    pub(super) fn send(&mut self, now_ns: u64, limit: u32, trip: &RoundTrip) -> (Outgoing, bool) {
+        let offset = self.next;
+        let message_len = self.message_len();
+        let len = part_len(message_len, offset, limit);
+        let end = offset.saturating_add(len);
+        let again = offset < self.resent_end;
+        self.next = end;
+        self.in_flight = self.in_flight.saturating_add(1);
+        if self.sampled_at_ns == 0 && !again {
+            self.sampled_at_ns = now_ns.max(1);
+            self.sample_end = end;
+        }
+        self.resend_at_ns = now_ns.saturating_add(trip.interval_ns(self.doublings));
+        let last = end >= message_len;
+        let outgoing = match self.phase {
+            Phase::Asking => {
+                self.all_sent |= last;
+                Outgoing::Part { offset, len, again }
+            }
+            Phase::Fetching => Outgoing::Wish { offset },
+        };
+        (outgoing, last)
+    }
+
+    /// Takes a part of the reply.
+    #[inline]
+    pub(super) fn take(
+        &mut self,
+        now_ns: u64,
+        part: &Part<'_>,
+        limit: u32,
+        max_message_len: u32,
+        trip: &mut RoundTrip,
+    ) -> Result<Incoming, Rejected> {
+        if part.payload_len() != part_len(part.message_len, part.offset, limit)
+            || part.message_len > max_message_len
+        {
+            return Err(Rejected::BadPart);
+        }
+        let credits;
+        if self.phase == Phase::Asking {
+            if part.offset != 0 {
+                return Err(Rejected::OutOfOrder);
+            }
+            if !self.all_sent {
+                // Nothing can be the answer to half a question.
+                return Err(Rejected::BadPart);
+            }
+            credits = self.in_flight;
+            self.measure(now_ns, u32::MAX, trip);
+            if part.payload_len() == part.message_len {
+                return Ok(Incoming {
+                    complete: true,
+                    credits,
+                });
+            }
+            self.phase = Phase::Fetching;
+            self.reply_len = part.message_len;
+            self.answered = part.payload_len();
+            self.next = self.answered;
+            self.in_flight = 0;
+            self.resent_end = 0;
+            self.sampled_at_ns = 0;
+        } else {
+            if part.message_len != self.reply_len {
+                return Err(Rejected::BadPart);
+            }
+            if part.offset != self.answered {
+                return Err(match part.offset < self.answered {
+                    true => Rejected::StaleRequest,
+                    false => Rejected::OutOfOrder,
+                });
+            }
+            self.answered = self.answered.saturating_add(part.payload_len());
+            self.next = self.next.max(self.answered);
+            credits = self.in_flight.min(1);
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.measure(now_ns, self.answered, trip);
+        }
+        self.await_more(now_ns, trip);
+        Ok(Incoming {
+            complete: self.answered == self.reply_len,
+            credits,
+        })
+    }
+
+    /// Everything of the request up to `offset` has arrived. Returns how many credits that returned.
+    pub(super) fn credit_return(
+        &mut self,
+        now_ns: u64,
+        message_len: u32,
+        offset: u32,
+        limit: u32,
+        trip: &mut RoundTrip,
+    ) -> Result<u16, Rejected> {
+        if self.phase != Phase::Asking || offset <= self.answered {
+            return Err(Rejected::StaleRequest);
+        }
+        let sent = self.next.max(self.resent_end);
+        if message_len != self.request_len
+            || offset >= message_len
+            || offset > sent
+            || offset.checked_rem(limit) != Some(0)
+        {
+            return Err(Rejected::BadPart);
+        }
+        let answered = offset.min(self.next).saturating_sub(self.answered);
+        let parts = answered.checked_div(limit).unwrap_or(0);
+        let credits = u16::try_from(parts)
+            .unwrap_or(u16::MAX)
+            .min(self.in_flight);
+        self.answered = offset;
+        self.next = self.next.max(offset);
+        self.in_flight = self.in_flight.saturating_sub(credits);
+        self.measure(now_ns, offset, trip);
+        self.await_more(now_ns, trip);
+        Ok(credits)
+    }
+
+    /// An Error ends the call. Returns how many credits that returned.
+    pub(super) fn fail(&mut self, now_ns: u64, trip: &mut RoundTrip) -> u16 {
+        self.measure(now_ns, u32::MAX, trip);
+        self.in_flight
+    }
+
+    /// No answer came in time: what is unanswered is sent again, and counts as lost. Returns how
+    /// many credits that returned.
+    pub(super) fn go_back(&mut self) -> u16 {
+        let credits = core::mem::take(&mut self.in_flight);
+        self.resent_end = self.resent_end.max(self.next).max(1);
+        self.next = self.answered;
+        self.sampled_at_ns = 0;
+        self.resend_at_ns = u64::MAX;
+        self.doublings = doubled(self.doublings);
+        credits
+    }
+
+    /// Measures the round trip if everything up to `end` was just answered.
+    #[inline]
+    fn measure(&mut self, now_ns: u64, end: u32, trip: &mut RoundTrip) {
+        if self.sampled_at_ns != 0 && end >= self.sample_end {
+            trip.measured(now_ns.saturating_sub(self.sampled_at_ns));
+            self.sampled_at_ns = 0;
+            self.doublings = 0;
+        } else if self.doublings != 0 {
+            trip.ambiguous(self.doublings);
+        }
+    }
+
+    fn await_more(&mut self, now_ns: u64, trip: &RoundTrip) {
+        self.resend_at_ns = match self.in_flight {
+            0 => u64::MAX,
+            _ => now_ns.saturating_add(trip.interval_ns(self.doublings)),
+        };
+    }
+}
