@@ -18,8 +18,8 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 # The runner is given each setting that was made on purpose, and all that stands on the command line: it knows the
 # parameters of each template, and refuses names that it does not know. USER and PWD are set in every environment, and
 # say nothing about a cluster there.
-SETTINGS := CHILD_HOSTS CLIENTS KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY
-FROM_ENVIRONMENT := CLIENTS KERNEL VM_CPUS VM_MEMORY
+SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY
+FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_MEMORY
 # For make, cargo and the cluster themselves.
 NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
@@ -46,6 +46,10 @@ setup: ## install what is missing; every target that needs it does so itself
 .PHONY: build-rpc-bench
 build-rpc-bench: setup ## build the kernel modules of the empty RPC, for each kernel of the cluster
 	@$(call STRESS,build templates-build/template-build-rpc-bench.toml)
+
+.PHONY: build-rpc-checksum
+build-rpc-checksum: setup ## build the kernel modules with checksummed payloads, for each kernel of the cluster
+	@$(call STRESS,build templates-build/template-build-rpc-checksum.toml)
 
 .PHONY: peak-rpc-kernel-module
 peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that were built last

@@ -17,8 +17,12 @@ use crate::verbs::{AddressHandle, Destination, ProtectionDomain};
 const ADDRESS_TIMEOUT_MS: u32 = 2_000;
 /// How long the path may take.
 const ROUTE_TIMEOUT_MS: u32 = 2_000;
-/// How long the server's connection manager may take to answer.
-const ANSWER_TIMEOUT_MS: u32 = 4_000;
+/// How long the server's connection manager may take to answer, attempt by attempt. The kernel itself would repeat a lost
+/// request after 4 s only; here ten requests are lost in a row before the server is given up, 11 s after the first.
+const ANSWER_TIMEOUTS_MS: [u32; 10] =
+    [300, 300, 600, 600, 1_200, 1_200, 1_200, 1_800, 1_800, 2_000];
+/// The kernel's own deadlines should come first; ours are for when they do not come at all.
+const SLACK_MS: u32 = 500;
 
 /// Why a server could not be resolved.
 #[derive(Clone, Copy)]
@@ -132,12 +136,17 @@ pub fn resolve(
     let ports = devices.ports();
     let mut outcome = Err(Unresolved::NoPort);
     for port in ports.as_slice() {
-        outcome = Resolution {
+        let resolution = Resolution {
             event,
             stop,
             ports: &ports,
+        };
+        for timeout_ms in ANSWER_TIMEOUTS_MS {
+            outcome = resolution.over(port, gid, service_port, ask, timeout_ms);
+            if !matches!(outcome, Err(Unresolved::NoAnswer(_))) {
+                break;
+            }
         }
-        .over(port, gid, service_port, ask);
         match outcome {
             Err(Unresolved::NoMachine(_) | Unresolved::NoPath(_)) => {}
             _ => break,
@@ -170,6 +179,7 @@ impl Resolution<'_> {
         gid: Gid,
         service_port: u16,
         ask: &Ask,
+        answer_timeout_ms: u32,
     ) -> Result<Route, Unresolved> {
         let mut error = 0;
         // SAFETY: the event outlives the id, which is closed before this function returns.
@@ -194,7 +204,7 @@ impl Resolution<'_> {
             )
         })
         .map_err(Unresolved::NoMachine)?;
-        self.wait(&id, cm_step::ADDRESS, ADDRESS_TIMEOUT_MS)
+        self.wait(&id, cm_step::ADDRESS, ADDRESS_TIMEOUT_MS + SLACK_MS)
             .map_err(|outcome| outcome.or(Unresolved::NoMachine))?;
 
         let mut port_num = 0;
@@ -213,7 +223,7 @@ impl Resolution<'_> {
         // SAFETY: the address is resolved.
         Errno::check(unsafe { ffi::mitosis_cm_resolve_route(id.0.as_ptr(), ROUTE_TIMEOUT_MS) })
             .map_err(Unresolved::NoPath)?;
-        self.wait(&id, cm_step::ROUTE, ROUTE_TIMEOUT_MS)
+        self.wait(&id, cm_step::ROUTE, ROUTE_TIMEOUT_MS + SLACK_MS)
             .map_err(|outcome| outcome.or(Unresolved::NoPath))?;
 
         let private_data = ask.emit();
@@ -228,7 +238,7 @@ impl Resolution<'_> {
         })
         .map_err(kernel("cannot ask the server"))?;
         let state = self
-            .wait(&id, cm_step::ESTABLISHED, ANSWER_TIMEOUT_MS)
+            .wait(&id, cm_step::ESTABLISHED, answer_timeout_ms)
             .map_err(|outcome| outcome.or(Unresolved::NoAnswer))?;
 
         // SAFETY: the handle was created in `pd`, which the route drops after it.
@@ -245,8 +255,7 @@ impl Resolution<'_> {
     }
 
     fn wait(&self, id: &CmId, step: u32, timeout_ms: u32) -> Result<ffi::CmState, Outcome> {
-        // The kernel's own deadline should come first; ours is for when it does not come at all.
-        let deadline_ns = now_ns() + (u64::from(timeout_ms) + 500) * 1_000_000;
+        let deadline_ns = now_ns() + u64::from(timeout_ms) * 1_000_000;
         loop {
             let mut state = ffi::CmState::default();
             // SAFETY: the id is open.

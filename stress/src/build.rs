@@ -80,7 +80,12 @@ pub fn execute(
     out: &Path,
 ) -> Result<()> {
     let template = Template::<BuildPass>::load(path)?;
-    let values = parameters::resolve(path, &template.parameters, &assignments.parameters)?;
+    let values = parameters::resolve(
+        path,
+        &template.parameters,
+        &template.optional,
+        &assignments.parameters,
+    )?;
     let per_kernel = template.passes.iter().any(|pass| pass.each == Each::Kernel);
     let kernels = if per_kernel {
         kernels(settings)?

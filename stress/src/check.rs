@@ -67,6 +67,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let parameters = parameters::resolve(
         &template.path,
         &template.parameters,
+        &template.optional,
         &assignments.parameters,
     )?;
     let mut other = settings.clone();

@@ -89,6 +89,7 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
     let parameters = parameters::resolve(
         &template.path,
         &template.parameters,
+        &template.optional,
         &assignments.parameters,
     )?;
     let directory = arguments.out.join(template.target());

@@ -1,6 +1,6 @@
 //! A run's parameters: the template's values, those of the command line over them, and what makes no sense refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::refusal::Refusal;
@@ -49,6 +49,12 @@ const RULES: &[Rule] = &[
         "the first service id of a client",
     ),
     rule(
+        "payload_size",
+        0,
+        8 << 20,
+        "the bytes that each request and each reply carries",
+    ),
+    rule(
         "report_interval",
         1,
         MOST_SECS,
@@ -88,17 +94,20 @@ const RULES: &[Rule] = &[
 
 /// The values of a run: `template`'s, with `assignments` (`name`, `value`) over them.
 ///
-/// Refuses all that makes no sense at once; `path` is the template's, for the messages.
+/// Refuses all that makes no sense at once; `path` is the template's, for the messages. Names in `optional` have a value
+/// only if they are assigned one.
 pub fn resolve(
     path: &Path,
     template: &BTreeMap<String, u64>,
+    optional: &BTreeSet<String>,
     assignments: &[(String, String)],
 ) -> Result<BTreeMap<String, u64>, Refusal> {
     let mut reasons = Vec::new();
     let mut values = template.clone();
     for (name, value) in assignments {
-        if !template.contains_key(name) {
-            let known: Vec<&str> = template.keys().map(String::as_str).collect();
+        if !template.contains_key(name) && !optional.contains(name) {
+            let known = template.keys().chain(optional).map(String::as_str);
+            let known: Vec<&str> = known.collect();
             reasons.push(format!(
                 "{name}: {} has no parameter of this name; it has {}",
                 path.display(),
@@ -184,7 +193,12 @@ mod tests {
             .iter()
             .map(|(n, v)| (n.to_string(), v.to_string()))
             .collect();
-        resolve(Path::new("t.toml"), &template(), &assignments)
+        resolve(
+            Path::new("t.toml"),
+            &template(),
+            &BTreeSet::new(),
+            &assignments,
+        )
     }
 
     #[test]
@@ -270,7 +284,7 @@ mod tests {
     #[test]
     fn a_template_with_a_name_that_nobody_knows_is_refused() {
         let values = [("thread_cout".to_string(), 3)].into();
-        let message = resolve(Path::new("t.toml"), &values, &[])
+        let message = resolve(Path::new("t.toml"), &values, &BTreeSet::new(), &[])
             .unwrap_err()
             .to_string();
         assert!(

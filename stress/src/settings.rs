@@ -24,6 +24,8 @@ pub struct Settings {
     pub machines: Machines,
     /// The server's GID, where the user gave one.
     pub parent_gid: Option<Gid>,
+    /// What members of the cluster know: 32 hexadecimal digits, or nothing.
+    pub cluster_key: String,
 }
 
 /// The machines of a cluster.
@@ -157,6 +159,14 @@ impl Assignments {
                     None
                 }
             });
+        let cluster_key = reader.text("CLUSTER_KEY").unwrap_or("").to_string();
+        let is_key = cluster_key.len() == 32 && cluster_key.bytes().all(|b| b.is_ascii_hexdigit());
+        if !cluster_key.is_empty() && !is_key {
+            // The value is a secret, also a mistyped one.
+            reader
+                .reasons
+                .push("CLUSTER_KEY: must be 32 hexadecimal digits".into());
+        }
         let machines = match reader.real(clients) {
             Some(real) => Machines::Real(real),
             None => Machines::Virtual(Virtual {
@@ -170,6 +180,7 @@ impl Assignments {
         Ok(Settings {
             machines,
             parent_gid,
+            cluster_key,
         })
     }
 }
@@ -177,6 +188,7 @@ impl Assignments {
 const NAMES: &[&str] = &[
     "CHILD_HOSTS",
     "CLIENTS",
+    "CLUSTER_KEY",
     "KERNEL",
     "PARENT_GID",
     "PARENT_HOST",

@@ -122,6 +122,7 @@ impl Stage<'_> {
             disposable,
             passes: act.passes,
             parameters: act.parameters,
+            cluster_key: &self.setting.settings.cluster_key,
             parent_gid: self.setting.settings.parent_gid.or(known_gid),
             out: act.out,
             deadlines: Deadlines::default(),

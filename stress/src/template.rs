@@ -11,6 +11,7 @@
 //! role = "parent"                   # or "child"
 //! module = "mitosis_rpc_server"     # insmod it, or: command = "…", a shell command there
 //! arguments = "running_secs={server_running_secs}"
+//! optional = ["payload_size"]       # follows as payload_size=… where the command line gives it
 //! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
 //! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
 //! ```
@@ -19,7 +20,7 @@
 //! of the built-in values ([`RUN_VALUES`], [`BUILD_VALUES`]). A template is outside input: whatever it holds that is not
 //! understood is an error that names the file, the place and the reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -29,7 +30,7 @@ use crate::cluster::Role;
 use crate::refusal::Refusal;
 
 /// Values that a run template may use besides its parameters.
-pub const RUN_VALUES: &[&str] = &["gid", "random"];
+pub const RUN_VALUES: &[&str] = &["cluster_key", "gid", "random"];
 /// Values that a build template may use besides its parameters.
 pub const BUILD_VALUES: &[&str] = &["headers", "out", "release"];
 
@@ -40,6 +41,8 @@ pub struct Template<P> {
     pub path: PathBuf,
     /// The numbers at its top.
     pub parameters: BTreeMap<String, u64>,
+    /// Parameters that have no value unless the command line gives one.
+    pub optional: BTreeSet<String>,
     /// The build template that makes its modules.
     pub build: Option<PathBuf>,
     /// In order.
@@ -61,6 +64,9 @@ pub struct RunPass {
     /// What follows the module or the command, with placeholders.
     #[serde(default)]
     pub arguments: String,
+    /// Parameters that have no value unless the command line gives one; they follow the arguments as `name=value`.
+    #[serde(default)]
+    pub optional: Vec<String>,
     /// A log line with this text says that the next pass can start.
     pub ready: Option<String>,
     /// A log line with this text says that this host's part is done.
@@ -97,6 +103,10 @@ pub trait Pass: DeserializeOwned {
     const VALUES: &'static [&'static str];
     /// The texts that may hold placeholders.
     fn texts(&self) -> Vec<&str>;
+    /// Parameters that the command line may give and the template does not.
+    fn optional(&self) -> &[String] {
+        &[]
+    }
     /// Whatever serde cannot say.
     fn check(&self) -> Result<(), String>;
 }
@@ -108,6 +118,10 @@ impl Pass for RunPass {
         let mut texts = vec![self.arguments.as_str()];
         texts.extend(self.command.as_deref());
         texts
+    }
+
+    fn optional(&self) -> &[String] {
+        &self.optional
     }
 
     fn check(&self) -> Result<(), String> {
@@ -241,9 +255,11 @@ impl<P: Pass> Template<P> {
                 })?;
             }
         }
-        let passes = passes.into_iter().map(|(_, pass)| pass).collect();
+        let passes: Vec<P> = passes.into_iter().map(|(_, pass)| pass).collect();
+        let optional = passes.iter().flat_map(|pass| pass.optional()).cloned();
         Ok(Self {
             path: path.to_path_buf(),
+            optional: optional.collect(),
             parameters,
             build,
             passes,

@@ -4,6 +4,7 @@
 //! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
 
 mod peers;
+mod refusals;
 mod resolver;
 mod serving;
 mod slots;
@@ -15,6 +16,7 @@ use mitosis_core::wire::resolution::MAX_SERVICE_ID;
 use mitosis_core::wire::MAX_MESSAGE;
 
 use self::peers::Peers;
+use self::refusals::Refusals;
 use self::resolver::{Jobs, Resolver, Results};
 use self::serving::{PortLine, Serving};
 use self::slots::Budget;
@@ -218,6 +220,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
         wake_resolver: &wake_resolver,
         test_rpc_id: settings.test_rpc_id,
         maker: Maker::default(),
+        refusals: Refusals::default(),
         unresolved: 0,
         noise: 0,
         errors: 0,

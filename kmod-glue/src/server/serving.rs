@@ -8,6 +8,7 @@ use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::{ErrorCode, Header, Malformed};
 
 use super::peers::{Peer, Peers};
+use super::refusals::Refusals;
 use super::resolver::{Found, Job, IN_FLIGHT};
 use super::slots::{Budget, SlotBuffers};
 use super::{kernel, Failure};
@@ -73,6 +74,8 @@ pub struct Serving<'a> {
     pub test_rpc_id: u32,
     /// Makes replies.
     pub maker: Maker,
+    /// Says whom it refuses.
+    pub refusals: Refusals,
     /// Senders that were not found.
     pub unresolved: u64,
     /// Datagrams that were nothing of ours.
@@ -276,8 +279,9 @@ impl Serving<'_> {
         let (dispatched, result) = match action {
             Action::Ignore(_) | Action::Done => return Ok(Next::Nothing),
             Action::Answer { len, opened } => {
-                if opened.is_some() {
-                    self.peers.retain(peer);
+                match opened {
+                    Some(_) => self.peers.retain(peer),
+                    None => self.refusals.tell(now_ns, self.core.counters()),
                 }
                 return Ok(Next::Answer(len));
             }
@@ -375,6 +379,10 @@ impl Serving<'_> {
         let counters = self.core.counters();
         let rejected = [
             counters.refused_busy,
+            counters.refused_key_required,
+            counters.refused_wrong_key,
+            counters.refused_no_key_here,
+            counters.refused_replayed,
             counters.refused_version,
             counters.refused_going_away,
             counters.too_large,

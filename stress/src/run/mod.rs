@@ -67,6 +67,8 @@ pub struct Plan<'a> {
     pub parameters: &'a BTreeMap<String, u64>,
     /// The server's GID, where it is known.
     pub parent_gid: Option<Gid>,
+    /// What members of the cluster know: 32 hexadecimal digits, or nothing.
+    pub cluster_key: &'a str,
     /// Holds `modules/<release>/`.
     pub out: &'a Path,
     /// How long to wait.

@@ -112,13 +112,22 @@ fn script(
     host: usize,
 ) -> Result<String, String> {
     let value = |name: &str| match name {
+        "cluster_key" => Some(plan.cluster_key.to_string()),
         "gid" => Some(prepared.gid.to_string()),
         "random" => prepared.session_id_bases.get(host).map(u64::to_string),
         _ => plan.parameters.get(name).map(u64::to_string),
     };
     let no_value = |name| format!("pass {:?}: no value for {{{name}}}", pass.name);
     let arguments = fill(&pass.arguments, value).map_err(no_value)?;
-    let arguments: Vec<String> = arguments.split_whitespace().map(quote).collect();
+    let optional = pass.optional.iter().filter_map(|name| {
+        let value = plan.parameters.get(name)?;
+        Some(format!("{name}={value}"))
+    });
+    let arguments: Vec<String> = arguments
+        .split_whitespace()
+        .map(quote)
+        .chain(optional)
+        .collect();
     let arguments = arguments.join(" ");
     match (&pass.module, &pass.command) {
         (Some(module), _) => {

@@ -190,6 +190,7 @@ impl Fake {
             disposable: false,
             passes: &self.template.passes,
             parameters: &self.parameters,
+            cluster_key: "",
             parent_gid: self.given_gid,
             out: &self.directory.path().join("out"),
             deadlines: self.deadlines,
