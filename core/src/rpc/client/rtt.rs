@@ -35,7 +35,7 @@ impl RoundTrip {
     /// Takes the time between a datagram and its answer, where the datagram was sent once.
     #[inline]
     pub(super) fn measured(&mut self, round_trip_ns: u64) {
-        let sample_ns = round_trip_ns.clamp(1, self.max_ns);
+        let sample_ns = round_trip_ns.max(1).min(self.max_ns);
         if self.smoothed8_ns == 0 {
             self.smoothed8_ns = sample_ns.saturating_mul(8);
             self.deviation4_ns = sample_ns.saturating_mul(2);
