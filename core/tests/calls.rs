@@ -1,39 +1,47 @@
-//! Calls as their callers see them, over a network that loses, doubles and reorders.
+//! Calls of one datagram as their callers see them, over a network that loses, doubles and
+//! reorders.
 
 mod network;
 
 use mitosis_core::rpc::client::{CallError, Event, RequestId};
-use mitosis_core::rpc::server::{Action, Closed, Server, Session, ANSWER_LEN};
+use mitosis_core::rpc::server::{Action, Closed, Server, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
-use mitosis_core::wire::{Datagram, ErrorCode, Kind, Message, Refusal, HEADER_LEN, MAX_DATAGRAM};
+use mitosis_core::wire::{
+    Datagram, ErrorCode, Kind, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN, MAX_MESSAGE,
+};
 use network::{
-    client_config, connect_datagram, lose, Fate, Network, ECHO, FAILING, MS, SERVER, UNKNOWN,
+    bytes_of, client_config, connect_datagram, is_reply, lose, Fate, Network, ECHO, FAILING, MS,
+    SERVER, UNKNOWN,
 };
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Loses the first `count` datagrams of `kind`.
+fn request(payload: &[u8]) -> Message<'_> {
+    Message::Request {
+        rpc_id: ECHO,
+        part: Part::whole(payload),
+    }
+}
 
 #[test]
 fn calls_are_answered() {
     let mut network = Network::new(4);
     let place = network.connected_client();
-    assert_eq!(
-        network.peers[place].client.payload_limit(),
-        1024 - HEADER_LEN
-    );
     for (number, payload) in [&b""[..], b"a", &[7; 1024 - HEADER_LEN]]
         .into_iter()
         .enumerate()
     {
-        let request = RequestId(number as u64 + 1);
         assert_eq!(
             network.call(place, ECHO, payload),
-            Event::Replied {
-                request,
-                payload: HEADER_LEN..HEADER_LEN + payload.len()
+            Event::Reply {
+                request: RequestId(number as u64 + 1),
+                slot: 0,
+                message_len: payload.len() as u32,
+                offset: 0,
+                payload: HEADER_LEN..HEADER_LEN + payload.len(),
+                complete: true,
             }
         );
     }
@@ -46,24 +54,23 @@ fn calls_are_answered() {
 fn failures_are_typed_and_leave_the_session_as_it_was() {
     let mut network = Network::new(4);
     let place = network.connected_client();
-    assert_eq!(
-        network.call(place, FAILING, b""),
-        Event::Failed {
-            request: RequestId(1),
-            error: ErrorCode::HandlerFailed
-        }
-    );
-    assert_eq!(
-        network.call(place, UNKNOWN, b""),
-        Event::Failed {
-            request: RequestId(2),
-            error: ErrorCode::NoSuchRpc
-        }
-    );
-    assert!(matches!(
-        network.call(place, ECHO, b"x"),
-        Event::Replied { .. }
-    ));
+    for (number, (rpc_id, error)) in [
+        (FAILING, ErrorCode::HandlerFailed),
+        (UNKNOWN, ErrorCode::NoSuchRpc),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(
+            network.call(place, rpc_id, b""),
+            Event::Failed {
+                request: RequestId(number as u64 + 1),
+                slot: 0,
+                error
+            }
+        );
+    }
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
 }
 
 #[test]
@@ -71,20 +78,30 @@ fn misuse_is_refused_before_anything_is_sent() {
     let mut network = Network::new(4);
     let place = network.add_client();
     let client = &mut network.peers[place].client;
-    assert_eq!(client.call(0, ECHO, 0), Err(CallError::NotConnected));
+    assert_eq!(client.call(0, 0, ECHO, 0), Err(CallError::NotConnected));
     client.connect(0);
-    assert_eq!(client.call(0, ECHO, 0), Err(CallError::NotConnected));
+    assert_eq!(client.call(0, 0, ECHO, 0), Err(CallError::NotConnected));
+    assert_eq!(client.free_slot(), None);
     assert_eq!(network.events_of(place), [Event::Connected]);
     let client = &mut network.peers[place].client;
-    let limit = 1024 - HEADER_LEN;
-    for payload_len in [limit + 1, 1 << 16, usize::MAX] {
+    for request_len in [MAX_MESSAGE + 1, u32::MAX] {
         assert_eq!(
-            client.call(0, ECHO, payload_len),
-            Err(CallError::TooLarge { payload_len, limit })
+            client.call(0, 0, ECHO, request_len),
+            Err(CallError::TooLarge {
+                request_len,
+                limit: MAX_MESSAGE
+            })
         );
     }
-    client.call(0, ECHO, limit).unwrap();
-    assert_eq!(client.call(0, ECHO, 0), Err(CallError::Busy));
+    for slot in [8, 63, 64, u16::MAX] {
+        assert_eq!(
+            client.call(0, slot, ECHO, 0),
+            Err(CallError::NoSuchSlot { slot, slots: 8 })
+        );
+    }
+    client.call(0, 0, ECHO, 0).unwrap();
+    assert_eq!(client.call(0, 0, ECHO, 0), Err(CallError::SlotInUse));
+    assert_eq!(client.free_slot(), Some(1));
 }
 
 #[test]
@@ -92,10 +109,7 @@ fn a_lost_request_is_sent_again() {
     let mut network = Network::new(4);
     let place = network.connected_client();
     network.fate = lose(Kind::Request, 2);
-    assert!(matches!(
-        network.call(place, ECHO, b"x"),
-        Event::Replied { .. }
-    ));
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
     assert_eq!(
         (network.sent(Kind::Request), network.executed.len()),
         (3, 1)
@@ -116,7 +130,7 @@ fn a_lost_reply_is_sent_again_and_not_executed_again() {
         });
         assert!(matches!(
             network.call(place, rpc_id, b"x"),
-            Event::Replied { .. } | Event::Failed { .. }
+            Event::Reply { complete: true, .. } | Event::Failed { .. }
         ));
         assert_eq!(network.sent(Kind::Request), 3);
         assert_eq!(network.executed.len(), 1);
@@ -130,10 +144,7 @@ fn doubled_datagrams_change_nothing() {
     network.fate = Box::new(|_, _| Fate::Doubled);
     let place = network.connected_client();
     for number in 0..10_u8 {
-        assert!(matches!(
-            network.call(place, ECHO, &[number]),
-            Event::Replied { .. }
-        ));
+        assert!(is_reply(&network.call(place, ECHO, &[number])));
     }
     assert_eq!(network.executed.len(), 10);
     assert_eq!(network.server.live_sessions(), 1);
@@ -143,16 +154,10 @@ fn doubled_datagrams_change_nothing() {
 fn an_old_request_is_ignored() {
     let mut network = Network::new(4);
     let place = network.connected_client();
-    let mut old = [0; 64];
-    network.start_call(place, ECHO, b"old");
-    let len = network.peers[place]
-        .client
-        .clone()
-        .poll_transmit(0, &mut old)
-        .unwrap();
-    network.events_of(place);
+    let session = network.peers[place].client.session();
+    network.call(place, ECHO, b"old");
     network.call(place, ECHO, b"new");
-    network.serve(place, &old[..len]);
+    network.serve(place, &bytes_of(session, 1, 0, request(b"old")));
     assert_eq!(network.rejected, [Rejected::StaleRequest]);
     assert_eq!(network.executed.len(), 2);
 }
@@ -172,56 +177,89 @@ fn without_a_server_connect_and_call_time_out() {
     assert_eq!(
         network.call(place, ECHO, b"x"),
         Event::TimedOut {
-            request: RequestId(1)
+            request: RequestId(1),
+            slot: 0
         }
     );
     assert_eq!(network.now_ns - began_ns, 400 * MS);
     assert_eq!(network.executed.len(), 1);
+    assert_eq!(network.peers[place].client.in_flight(), 0);
 
     network.fate = lose(Kind::Reply, 0);
-    assert!(matches!(
-        network.call(place, ECHO, b"y"),
-        Event::Replied {
-            request: RequestId(2),
-            ..
-        }
-    ));
+    assert!(is_reply(&network.call(place, ECHO, b"y")));
 }
 
 #[test]
-fn segmented_and_oversized_requests_are_too_large() {
-    let mut network = Network::new(1);
+fn the_interval_follows_the_round_trip_and_doubles() {
+    let mut network = Network::new(4);
+    let place = network.connected_client();
+    // In this network a round trip takes no time, so the interval becomes the least: 1 ms.
+    for _ in 0..50 {
+        network.call(place, ECHO, b"x");
+    }
+    network.sent[Kind::Request as usize] = 0;
+    network.fate = lose(Kind::Request, 4);
+    let began_ns = network.now_ns;
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
+    assert_eq!(network.now_ns - began_ns, (1 + 2 + 4 + 8) * MS);
+    // Karn's rule: the answer may have been to any of the five, so the interval stays.
+    network.sent[Kind::Request as usize] = 0;
+    network.fate = lose(Kind::Request, 1);
+    let began_ns = network.now_ns;
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
+    assert_eq!(network.now_ns - began_ns, 16 * MS);
+    // An answer to a datagram that was sent once ends that.
+    network.fate = lose(Kind::Request, 0);
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
+    network.sent[Kind::Request as usize] = 0;
+    network.fate = lose(Kind::Request, 1);
+    let began_ns = network.now_ns;
+    assert!(is_reply(&network.call(place, ECHO, b"x")));
+    assert_eq!(network.now_ns - began_ns, MS);
+}
+
+#[test]
+fn malformed_requests_of_a_session_are_refused() {
+    let mut config = SERVER;
+    config.max_message_len = 3000;
+    let mut network = Network::with_server(config, 1);
     let place = network.connected_client();
     let session = network.peers[place].client.session();
-    let request = RequestId(1);
-    let mut datagram = [0; MAX_DATAGRAM];
-    let message = Message::Request {
+    let of = |message_len, offset, payload| Message::Request {
         rpc_id: ECHO,
-        payload: &[0; 1025 - HEADER_LEN],
+        part: Part {
+            message_len,
+            offset,
+            payload,
+        },
     };
-    let oversized = Datagram {
-        session,
-        request,
-        message,
-    }
-    .emit(&mut datagram)
-    .unwrap();
-    network.serve(place, &datagram[..oversized]);
-    let message = Message::Request {
-        rpc_id: ECHO,
-        payload: b"part",
-    };
-    let segmented = Datagram {
-        session,
-        request,
-        message,
-    }
-    .emit(&mut datagram)
-    .unwrap();
-    datagram[28] = 200;
-    network.serve(place, &datagram[..segmented]);
+    let full = &[0; 984][..];
+    let mut beyond = bytes_of(session, 1, 0, of(984, 0, full));
+    beyond[28..32].copy_from_slice(&(MAX_MESSAGE + 1).to_le_bytes());
+    network.serve(place, &beyond);
+    network.serve(place, &bytes_of(session, 1, 0, of(3001, 0, full)));
     assert_eq!(network.server.counters().too_large, 2);
+    // Longer than the session's datagrams, shorter than a part that is not the last, in a slot that
+    // the session does not have.
+    network.serve(place, &bytes_of(session, 1, 0, of(985, 0, &[0; 985])));
+    network.serve(place, &bytes_of(session, 1, 0, of(985, 0, &[0; 983])));
+    network.serve(place, &bytes_of(session, 1, 8, of(984, 0, full)));
+    network.serve(place, &bytes_of(session, 1, u16::MAX, of(984, 0, full)));
+    assert_eq!(network.server.counters().bad_requests, 4);
+    // Nothing of it has been taken for the request.
+    network.serve(place, &bytes_of(session, 1, 0, of(1968, 984, full)));
+    assert_eq!(network.rejected, [Rejected::OutOfOrder]);
     assert_eq!(network.executed, []);
+    network.serve(place, &bytes_of(session, 1, 0, of(985, 0, full)));
+    // The same request with another length, another rpc id, another grid of parts.
+    network.serve(place, &bytes_of(session, 1, 0, of(986, 984, &[0; 2])));
+    network.serve(place, &bytes_of(session, 1, 0, of(985, 983, &[0; 2])));
+    let mut other = bytes_of(session, 1, 0, of(985, 984, &[0; 1]));
+    other[24] = 77;
+    network.serve(place, &other);
+    assert_eq!(network.server.counters().bad_requests, 7);
+    network.serve(place, &bytes_of(session, 1, 0, of(985, 984, &[0; 1])));
+    assert_eq!(network.executed, [(ECHO, vec![0; 985])]);
 }
 
 #[test]
@@ -231,25 +269,19 @@ fn what_only_a_server_sends_is_not_answered() {
     let session = network.peers[place].client.session();
     let sent = network.sent;
     for message in [
-        Message::Error(Refusal {
-            code: ErrorCode::Busy,
-            client_key: 0,
-        }),
-        Message::Reply { payload: b"" },
+        Message::Error(Refusal::new(ErrorCode::Busy)),
+        Message::Reply(Part::whole(b"")),
+        Message::CreditReturn {
+            message_len: 2000,
+            offset: 984,
+        },
         Message::Pong,
     ] {
-        let mut datagram = [0; 64];
-        let len = Datagram {
-            session,
-            request: RequestId(1),
-            message,
-        }
-        .emit(&mut datagram)
-        .unwrap();
-        network.serve(place, &datagram[..len]);
+        let slot = 0;
+        network.serve(place, &bytes_of(session, 1, slot, message));
     }
     assert_eq!(network.sent, sent);
-    assert_eq!(network.server.counters().ignored_unexpected, 3);
+    assert_eq!(network.server.counters().ignored_unexpected, 4);
 }
 
 #[test]
@@ -263,55 +295,51 @@ fn a_client_ignores_what_is_not_meant_for_it() {
         generation: session.generation + 1,
         ..session
     };
-    let gone = Message::Error(Refusal {
-        code: ErrorCode::NoSuchSession,
-        client_key: 0,
-    });
-    let busy = Message::Error(Refusal {
-        code: ErrorCode::Busy,
-        client_key: 1000,
-    });
-    for (session, request, message, why) in [
-        (other, 1, gone, Rejected::OtherSession),
+    let gone = Message::Error(Refusal::new(ErrorCode::NoSuchSession));
+    let busy = Message::Error(Refusal::new(ErrorCode::Busy));
+    let empty = Message::Reply(Part::whole(b""));
+    let arrived = Message::CreditReturn {
+        message_len: 2000,
+        offset: 984,
+    };
+    for (session, request, slot, message, why) in [
+        (other, 1, 0, gone, Rejected::OtherSession),
+        (other, 1, 0, empty, Rejected::OtherSession),
+        (session, 9, 0, empty, Rejected::StaleRequest),
+        (session, 1, 1, empty, Rejected::StaleRequest),
+        (session, 1, 64, empty, Rejected::StaleRequest),
+        (session, 1, 0, empty, Rejected::BadPart),
+        (session, 1, 0, arrived, Rejected::BadPart),
         (
-            other,
-            1,
-            Message::Reply { payload: b"" },
-            Rejected::OtherSession,
+            SessionId::NONE,
+            0,
+            0,
+            busy,
+            Rejected::Unexpected(Kind::Error),
         ),
         (
             session,
-            9,
-            Message::Reply { payload: b"" },
-            Rejected::StaleRequest,
+            0,
+            0,
+            Message::Ping,
+            Rejected::Unexpected(Kind::Ping),
         ),
-        (SessionId::NONE, 0, busy, Rejected::Unexpected(Kind::Error)),
-        (session, 0, Message::Ping, Rejected::Unexpected(Kind::Ping)),
     ] {
-        let mut datagram = [0; 64];
-        let len = Datagram {
-            session,
-            request: RequestId(request),
-            message,
-        }
-        .emit(&mut datagram)
-        .unwrap();
+        let datagram = bytes_of(session, request, slot, message);
         assert_eq!(
-            client.handle_datagram(0, &datagram[..len]),
+            client.handle_datagram(0, &datagram),
             Err(why),
             "{message:?}"
         );
     }
-    assert!(matches!(
-        network.events_of(place)[..],
-        [Event::Replied { .. }]
-    ));
+    assert!(is_reply(&network.events_of(place)[0]));
 }
 
 #[test]
 fn a_late_completion_finds_its_session_draining_or_gone() {
     let mut sessions = [Session::new()];
-    let mut server = Server::new(SERVER, &mut sessions);
+    let mut slots = [const { ServerSlot::new() }; 2];
+    let mut server = Server::new(SERVER, &mut sessions, &mut slots);
     let mut out = [0; ANSWER_LEN];
     let connect = connect_datagram(1);
     let Action::Answer {
@@ -322,43 +350,21 @@ fn a_late_completion_finds_its_session_draining_or_gone() {
         panic!()
     };
     let session = Datagram::parse(&out[..len]).unwrap().session;
-    let datagram = |request: u64, message| {
-        let mut bytes = [0; 64];
-        let len = Datagram {
-            session,
-            request: RequestId(request),
-            message,
-        }
-        .emit(&mut bytes)
-        .unwrap();
-        bytes[..len].to_vec()
-    };
-    let request = datagram(
-        1,
-        Message::Request {
-            rpc_id: ECHO,
-            payload: b"x",
-        },
-    );
-    let next = datagram(
-        2,
-        Message::Request {
-            rpc_id: ECHO,
-            payload: b"x",
-        },
-    );
-    let Action::Dispatch(dispatch) = server.handle_datagram(0, 7, &request, &mut out) else {
+    let first = bytes_of(session, 1, 0, request(b"x"));
+    let next = bytes_of(session, 2, 0, request(b"x"));
+    let Action::Dispatch(dispatch) = server.handle_datagram(0, 7, &first, &mut out) else {
         panic!()
     };
-    for again in [&request, &next] {
+    let dispatched = dispatch.dispatched;
+    for again in [&first, &next] {
         let action = server.handle_datagram(0, 7, again, &mut out);
         assert_eq!(action, Action::Ignore(Rejected::StillExecuting));
     }
-    // A session that executes a request does not expire, and when it is ended keeps its slot until
+    // A session that executes a request does not expire, and when it is ended keeps its place until
     // the handler is done.
     server.handle_timeout(u64::MAX - 1);
     assert_eq!(server.live_sessions(), 1);
-    let disconnect = datagram(0, Message::Disconnect);
+    let disconnect = bytes_of(session, 0, 0, Message::Disconnect);
     assert_eq!(
         server.handle_datagram(0, 7, &disconnect, &mut out),
         Action::Done
@@ -369,50 +375,76 @@ fn a_late_completion_finds_its_session_draining_or_gone() {
         matches!(action, Action::Answer { opened: None, .. }),
         "busy: {action:?}"
     );
-    let mut reply = [0; MAX_DATAGRAM];
-    assert_eq!(server.complete(&dispatch.dispatched, Ok(1), &mut reply), 0);
+    assert_eq!(server.complete(&dispatched, Ok(1), &mut out), None);
     assert_eq!(
         server.poll_closed(),
         Some(Closed {
             session_index: 0,
-            peer: 7
+            peer: 7,
+            first_slot_index: 0,
+            slots: 1
         })
     );
-    assert_eq!(server.complete(&dispatch.dispatched, Ok(1), &mut reply), 0);
+    assert_eq!(server.complete(&dispatched, Ok(1), &mut out), None);
 }
 
 #[test]
 fn a_result_that_does_not_fit_is_too_large() {
-    for (payload_len, buffer_len) in [
-        (1024 - HEADER_LEN + 1, 4096),
-        (usize::MAX, 4096),
-        (100, 120),
-    ] {
-        let mut network = Network::new(1);
+    let mut config = SERVER;
+    config.max_message_len = 5000;
+    for len in [5001, MAX_MESSAGE + 1, u32::MAX] {
+        let mut network = Network::with_server(config, 1);
         let place = network.connected_client();
-        let mut request = [0; 64];
         network.start_call(place, ECHO, b"x");
+        let mut header = [0; MAX_CONTROL_LEN];
         let client = &mut network.peers[place].client;
-        let len = client.poll_transmit(0, &mut request).unwrap();
+        let transmit = client.poll_transmit(0, &mut header).unwrap();
+        assert_eq!(transmit.payload.unwrap().range, 0..1);
+        let session = client.session();
+        let datagram = bytes_of(session, 1, 0, request(b"x"));
+        assert_eq!(datagram[..HEADER_LEN], header[..HEADER_LEN]);
         let mut out = [0; ANSWER_LEN];
-        let action = network
-            .server
-            .handle_datagram(0, 7, &request[..len], &mut out);
+        let action = network.server.handle_datagram(0, 7, &datagram, &mut out);
         let Action::Dispatch(dispatch) = action else {
             panic!("{action:?}")
         };
-        let mut reply = vec![0; buffer_len];
-        let len = network
-            .server
-            .complete(&dispatch.dispatched, Ok(payload_len), &mut reply);
+        let dispatched = dispatch.dispatched;
+        let sent = network.server.complete(&dispatched, Ok(len), &mut out);
+        let len = sent.unwrap().header_len;
         assert_eq!(
-            client.handle_datagram(0, &reply[..len]),
+            client.handle_datagram(0, &out[..len]),
             Ok(Some(Event::Failed {
                 request: RequestId(1),
+                slot: 0,
                 error: ErrorCode::TooLarge
             }))
         );
+        // Finished is finished.
+        assert_eq!(network.server.complete(&dispatched, Ok(0), &mut out), None);
     }
+}
+
+#[test]
+fn a_buffer_that_is_too_short_loses_an_answer_and_nothing_else() {
+    let mut network = Network::new(1);
+    let place = network.connected_client();
+    let session = network.peers[place].client.session();
+    let datagram = bytes_of(session, 1, 0, request(b"x"));
+    let action = network.server.handle_datagram(0, 7, &datagram, &mut []);
+    let Action::Dispatch(dispatch) = action else {
+        panic!("{action:?}")
+    };
+    let sent = network
+        .server
+        .complete(&dispatch.dispatched, Ok(1), &mut []);
+    assert_eq!(sent, None);
+    let action = network.server.handle_datagram(0, 7, &datagram, &mut []);
+    assert_eq!(action, Action::Ignore(Rejected::NoRoom));
+    let action = network
+        .server
+        .handle_datagram(0, 7, &datagram, &mut [0; ANSWER_LEN]);
+    assert!(matches!(action, Action::Send(_)), "{action:?}");
+    assert_eq!(network.server.counters().no_room, 2);
 }
 
 proptest! {
@@ -421,7 +453,7 @@ proptest! {
     /// The client waits at most for the patience of its calls; the seed is printed by proptest.
     #[test]
     fn under_any_faults_calls_are_answered_once(seed: u64, loss in 0..40_u32, doubling in 0..30_u32, reordering in 0..30_u32) {
-        let mut network = Network::new(4);
+        let mut network = Network::new(8);
         for place in 0..3 {
             let mut config = client_config(seed.wrapping_add(place));
             config.connect_timeout_ns = u64::MAX;
@@ -442,14 +474,21 @@ proptest! {
         for number in 0..60_u64 {
             let place = (number % 3) as usize;
             let payload = number.to_le_bytes();
-            match network.call(place, ECHO, &payload) {
-                Event::Replied { .. } => payloads.push((ECHO, payload.to_vec())),
-                // While one client ran, the others stood still for longer than their sessions last.
-                Event::Closed(ErrorCode::NoSuchSession) => {
-                    prop_assert!(network.server.counters().expired > 0);
-                    prop_assert_eq!(network.connect(place), [Event::Connected]);
+            loop {
+                match network.call(place, ECHO, &payload) {
+                    Event::Reply { .. } => {
+                        payloads.push((ECHO, payload.to_vec()));
+                        break;
+                    }
+                    // While one client ran, the others stood still for longer than their sessions
+                    // last. Such a call was not executed.
+                    Event::Closed { error, .. } => {
+                        prop_assert_eq!(error.code, ErrorCode::NoSuchSession);
+                        prop_assert!(network.server.counters().expired > 0);
+                        prop_assert_eq!(network.connect(place), [Event::Connected]);
+                    }
+                    event => prop_assert!(false, "{:?}", event),
                 }
-                event => prop_assert!(false, "{:?}", event),
             }
         }
         prop_assert_eq!(&network.executed, &payloads, "each once and in order");

@@ -3,13 +3,16 @@
 
 use std::collections::VecDeque;
 
-use mitosis_core::rpc::client::{Client, ClientConfig, Event, RequestId};
+use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event, RequestId};
 use mitosis_core::rpc::server::{
-    Action, Closed, PeerId, Server, ServerConfig, Session, ANSWER_LEN,
+    Action, Closed, Dispatched, PeerId, Server, ServerConfig, ServerSlot, Session, Transmission,
+    ANSWER_LEN,
 };
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
-use mitosis_core::wire::{Connect, Datagram, ErrorCode, Kind, Message, HEADER_LEN, MAX_DATAGRAM};
+use mitosis_core::wire::{
+    Connect, Datagram, ErrorCode, Kind, Message, MAX_CONTROL_LEN, MAX_MESSAGE,
+};
 
 pub const MS: u64 = 1_000_000;
 
@@ -17,12 +20,20 @@ pub const MS: u64 = 1_000_000;
 pub const ECHO: u32 = 1;
 /// Runs and fails.
 pub const FAILING: u32 = 2;
+/// Replies with as many bytes as the first four of its payload say.
+pub const LENGTH: u32 = 3;
 /// No handler has this id.
 pub const UNKNOWN: u32 = 99;
 
 pub const SERVER: ServerConfig = ServerConfig {
     epoch: 0xe0,
+    random_seed: 5,
+    cluster_key: None,
     datagram_len: 1024,
+    receive_buffers: 1 << 20,
+    max_slots: 64,
+    max_credits: 256,
+    max_message_len: MAX_MESSAGE,
     idle_timeout_ns: 1000 * MS,
     handshake_timeout_ns: 200 * MS,
 };
@@ -30,8 +41,15 @@ pub const SERVER: ServerConfig = ServerConfig {
 pub fn client_config(client_key: u64) -> ClientConfig {
     ClientConfig {
         client_key,
+        nonce: client_key ^ 0x5555_5555,
+        cluster_key: None,
         datagram_len: 4096,
-        retransmit_ns: 10 * MS,
+        slots: 8,
+        credits: 8,
+        max_message_len: MAX_MESSAGE,
+        rto_initial_ns: 10 * MS,
+        rto_min_ns: MS,
+        rto_max_ns: 320 * MS,
         connect_timeout_ns: 500 * MS,
         call_timeout_ns: 400 * MS,
     }
@@ -53,9 +71,11 @@ enum To {
 }
 
 pub struct Peer {
-    pub client: Client,
+    pub client: Client<'static>,
     pub id: PeerId,
-    buffer: Vec<u8>,
+    /// By slot.
+    requests: Vec<Vec<u8>>,
+    replies: Vec<Vec<u8>>,
 }
 
 pub struct Network {
@@ -64,32 +84,50 @@ pub struct Network {
     pub peers: Vec<Peer>,
     /// Each execution of a handler: rpc id and payload.
     pub executed: Vec<(u32, Vec<u8>)>,
+    /// Whether handlers answer only when `finish` is called.
+    pub late: bool,
+    pub pending: Vec<(Dispatched, u32, Vec<u8>)>,
+    /// Whether the server has no memory for requests of several datagrams.
+    pub no_memory: bool,
     pub closed: Vec<Closed>,
     /// What the server and the clients ignored.
     pub rejected: Vec<Rejected>,
     /// How many datagrams of each kind were sent, lost ones included.
-    pub sent: [u32; 10],
+    pub sent: [u32; 12],
     pub fate: Box<dyn FnMut(Kind, u32) -> Fate>,
+    sessions: usize,
+    slots: usize,
+    requests: Vec<Vec<u8>>,
     replies: Vec<Vec<u8>>,
     transit: VecDeque<(To, Vec<u8>)>,
 }
 
 impl Network {
-    pub fn new(slots: usize) -> Self {
-        Self::with_server(SERVER, slots)
+    pub fn new(sessions: usize) -> Self {
+        Self::with_server(SERVER, sessions)
     }
 
-    pub fn with_server(config: ServerConfig, slots: usize) -> Self {
+    pub fn with_server(config: ServerConfig, sessions: usize) -> Self {
+        Self::with_slots(config, sessions, sessions * 8)
+    }
+
+    pub fn with_slots(config: ServerConfig, sessions: usize, slots: usize) -> Self {
         Self {
             now_ns: 0,
-            server: new_server(config, slots),
+            server: new_server(config, sessions, slots),
             peers: Vec::new(),
             executed: Vec::new(),
+            late: false,
+            pending: Vec::new(),
+            no_memory: false,
             closed: Vec::new(),
             rejected: Vec::new(),
-            sent: [0; 10],
+            sent: [0; 12],
             fate: Box::new(|_, _| Fate::Arrives),
-            replies: vec![vec![0; MAX_DATAGRAM]; slots],
+            sessions,
+            slots,
+            requests: vec![Vec::new(); slots],
+            replies: vec![Vec::new(); slots],
             transit: VecDeque::new(),
         }
     }
@@ -102,18 +140,20 @@ impl Network {
 
     pub fn add_client_with(&mut self, config: ClientConfig) -> usize {
         let id = 7 + self.peers.len() as PeerId;
-        let buffer = vec![0; MAX_DATAGRAM];
+        let slots = usize::from(config.slots);
         self.peers.push(Peer {
-            client: Client::new(config),
+            client: Client::new(config, Vec::leak(vec![CallSlot::new(); slots])),
             id,
-            buffer,
+            requests: vec![Vec::new(); slots],
+            replies: vec![Vec::new(); slots],
         });
         self.peers.len() - 1
     }
 
     /// Replaces the server by one that knows nothing.
     pub fn restart_server(&mut self, config: ServerConfig) {
-        self.server = new_server(config, self.replies.len());
+        self.server = new_server(config, self.sessions, self.slots);
+        self.pending.clear();
     }
 
     pub fn connect(&mut self, place: usize) -> Vec<Event> {
@@ -130,10 +170,16 @@ impl Network {
 
     pub fn start_call(&mut self, place: usize, rpc_id: u32, payload: &[u8]) -> RequestId {
         let peer = &mut self.peers[place];
-        peer.buffer[HEADER_LEN..][..payload.len()].copy_from_slice(payload);
-        peer.client
-            .call(self.now_ns, rpc_id, payload.len())
-            .unwrap()
+        let slot = peer.client.free_slot().expect("a slot is free");
+        peer.requests[usize::from(slot)] = payload.to_vec();
+        let len = payload.len() as u32;
+        peer.client.call(self.now_ns, slot, rpc_id, len).unwrap()
+    }
+
+    /// Lets a handler that waits complete.
+    pub fn finish(&mut self, which: usize) {
+        let (dispatched, rpc_id, payload) = self.pending.remove(which);
+        self.execute(&dispatched, rpc_id, &payload);
     }
 
     /// Calls and returns the event that ends the call. The payload of a reply is checked to be the
@@ -161,9 +207,13 @@ impl Network {
                 return Vec::new();
             };
             self.now_ns = self.now_ns.max(at);
-            if let Some(event) = self.peers[place].client.handle_timeout(self.now_ns) {
+            let mut events = Vec::new();
+            while let Some(event) = self.peers[place].client.handle_timeout(self.now_ns) {
+                events.push(event);
+            }
+            if !events.is_empty() {
                 self.settle();
-                return vec![event];
+                return events;
             }
         }
     }
@@ -188,12 +238,9 @@ impl Network {
             assert!(next_ns < u64::MAX);
             self.now_ns = self.now_ns.max(next_ns);
             for place in 0..self.peers.len() {
-                events.extend(
-                    self.peers[place]
-                        .client
-                        .handle_timeout(self.now_ns)
-                        .map(|event| (place, event)),
-                );
+                while let Some(event) = self.peers[place].client.handle_timeout(self.now_ns) {
+                    events.push((place, event));
+                }
             }
             self.server.handle_timeout(self.now_ns);
             self.collect_closed();
@@ -213,39 +260,92 @@ impl Network {
     }
 
     /// Sends and delivers until everything has arrived.
-    fn settle(&mut self) -> Vec<(usize, Event)> {
+    pub fn settle(&mut self) -> Vec<(usize, Event)> {
         let mut events = Vec::new();
         loop {
             for place in 0..self.peers.len() {
-                let mut buffer = std::mem::take(&mut self.peers[place].buffer);
-                while let Some(len) = self.peers[place]
-                    .client
-                    .poll_transmit(self.now_ns, &mut buffer)
-                {
-                    self.send(To::Server { from: place }, &buffer[..len]);
-                }
-                self.peers[place].buffer = buffer;
+                self.transmit(place);
             }
             match self.transit.pop_front() {
                 None => return events,
                 Some((To::Server { from }, datagram)) => self.serve(from, &datagram),
                 Some((To::Client(place), datagram)) => {
-                    let peer = &mut self.peers[place];
-                    match peer.client.handle_datagram(self.now_ns, &datagram) {
-                        Ok(event) => {
-                            if let Some(Event::Replied { payload, .. }) = &event {
-                                let sent = &peer.buffer[HEADER_LEN..][..payload.len()];
-                                assert_eq!(
-                                    &datagram[payload.clone()],
-                                    sent,
-                                    "a reply is its own request's"
-                                );
-                            }
-                            events.extend(event.map(|event| (place, event)));
-                        }
-                        Err(rejected) => self.rejected.push(rejected),
-                    }
+                    let event = self.take(place, &datagram);
+                    events.extend(event.map(|event| (place, event)));
                 }
+            }
+        }
+    }
+
+    /// Sends what the client has to send.
+    pub fn transmit(&mut self, place: usize) {
+        let mut header = [0; MAX_CONTROL_LEN];
+        loop {
+            let peer = &mut self.peers[place];
+            let Some(transmit) = peer.client.poll_transmit(self.now_ns, &mut header) else {
+                return;
+            };
+            assert!(peer.client.in_flight() <= peer.client.granted().credits);
+            let mut datagram = header[..transmit.header_len].to_vec();
+            if let Some(payload) = transmit.payload {
+                let range = payload.range.start as usize..payload.range.end as usize;
+                datagram.extend(&peer.requests[usize::from(payload.slot)][range]);
+            }
+            let credits = usize::from(peer.client.granted().credits);
+            self.send(To::Server { from: place }, &datagram);
+            let coming = self
+                .transit
+                .iter()
+                .filter(|(to, datagram)| {
+                    let credited = [Kind::Request as u8, Kind::Fetch as u8].contains(&datagram[3]);
+                    matches!(to, To::Server { from } if *from == place) && credited
+                })
+                .count();
+            // A fate may double each.
+            assert!(coming <= 2 * credits, "{coming} of {credits}");
+        }
+    }
+
+    /// Hands a datagram to a client. Parts of replies but the last are no events here.
+    pub fn take(&mut self, place: usize, datagram: &[u8]) -> Option<Event> {
+        let peer = &mut self.peers[place];
+        match peer.client.handle_datagram(self.now_ns, datagram) {
+            Ok(Some(Event::Reply {
+                request,
+                slot,
+                message_len,
+                offset,
+                payload,
+                complete,
+            })) => {
+                let reply = &mut peer.replies[usize::from(slot)];
+                if offset == 0 {
+                    reply.clear();
+                }
+                assert_eq!(reply.len(), offset as usize, "parts come in order, once each");
+                reply.extend(&datagram[payload.clone()]);
+                assert_eq!(complete, reply.len() == message_len as usize);
+                if !complete {
+                    return None;
+                }
+                let asked = &peer.requests[usize::from(slot)];
+                assert!(
+                    *reply == *asked || *reply == answer_of_length(asked),
+                    "a reply is its own request's"
+                );
+                Some(Event::Reply {
+                    request,
+                    slot,
+                    message_len,
+                    offset,
+                    payload,
+                    complete,
+                })
+            }
+            Ok(event) => event,
+            Err(rejected) => {
+                self.rejected.push(rejected);
+                None
             }
         }
     }
@@ -262,31 +362,73 @@ impl Network {
             Action::Done => {}
             Action::Answer { len, .. } => self.send(To::Client(from), &out[..len]),
             Action::Dispatch(request) => {
-                self.executed
-                    .push((request.rpc_id, request.payload.to_vec()));
-                let index = request.dispatched.session_index as usize;
-                let mut reply = std::mem::take(&mut self.replies[index]);
-                let result = match request.rpc_id {
-                    ECHO => {
-                        reply[HEADER_LEN..][..request.payload.len()]
-                            .copy_from_slice(request.payload);
-                        Ok(request.payload.len())
-                    }
-                    FAILING => Err(ErrorCode::HandlerFailed),
-                    _ => Err(ErrorCode::NoSuchRpc),
-                };
-                let len = self
-                    .server
-                    .complete(&request.dispatched, result, &mut reply);
-                self.send(To::Client(from), &reply[..len]);
-                self.replies[index] = reply;
+                self.begin(request.dispatched, request.rpc_id, request.payload.to_vec());
             }
-            Action::Resend { session_index, len } => {
-                let reply = self.replies[session_index as usize][..len].to_vec();
-                self.send(To::Client(from), &reply);
+            Action::Segment(segment) => {
+                if self.no_memory {
+                    let error = Err(ErrorCode::Busy);
+                    let sent = self.server.complete(&segment.dispatched, error, &mut out);
+                    self.send_transmission(sent, &out);
+                    return;
+                }
+                let buffer = &mut self.requests[segment.dispatched.slot_index as usize];
+                if segment.offset == 0 {
+                    buffer.clear();
+                }
+                assert_eq!(buffer.len(), segment.offset as usize, "in order, once each");
+                buffer.extend(segment.payload);
+                assert!(buffer.len() <= segment.message_len as usize);
+                assert_eq!(segment.complete, segment.answer_len == 0);
+                if segment.complete {
+                    assert_eq!(buffer.len(), segment.message_len as usize);
+                    let payload = std::mem::take(buffer);
+                    self.begin(segment.dispatched, segment.rpc_id, payload);
+                } else {
+                    self.send(To::Client(from), &out[..segment.answer_len]);
+                }
             }
+            Action::Send(transmission) => self.send_transmission(Some(transmission), &out),
         }
         self.collect_closed();
+    }
+
+    fn begin(&mut self, dispatched: Dispatched, rpc_id: u32, payload: Vec<u8>) {
+        self.executed.push((rpc_id, payload.clone()));
+        if self.late {
+            self.pending.push((dispatched, rpc_id, payload));
+        } else {
+            self.execute(&dispatched, rpc_id, &payload);
+        }
+    }
+
+    fn execute(&mut self, dispatched: &Dispatched, rpc_id: u32, payload: &[u8]) {
+        let reply = &mut self.replies[dispatched.slot_index as usize];
+        let result = match rpc_id {
+            ECHO | LENGTH => {
+                *reply = match rpc_id {
+                    ECHO => payload.to_vec(),
+                    _ => answer_of_length(payload),
+                };
+                Ok(reply.len() as u32)
+            }
+            FAILING => Err(ErrorCode::HandlerFailed),
+            _ => Err(ErrorCode::NoSuchRpc),
+        };
+        let mut out = [0; ANSWER_LEN];
+        let sent = self.server.complete(dispatched, result, &mut out);
+        self.send_transmission(sent, &out);
+        self.collect_closed();
+    }
+
+    fn send_transmission(&mut self, sent: Option<Transmission>, out: &[u8]) {
+        let Some(sent) = sent else { return };
+        let place = self.peers.iter().position(|peer| peer.id == sent.peer);
+        let range = sent.payload.start as usize..sent.payload.end as usize;
+        let mut datagram = out[..sent.header_len].to_vec();
+        if !range.is_empty() {
+            datagram.extend(&self.replies[sent.slot_index as usize][range]);
+        }
+        self.send(To::Client(place.unwrap()), &datagram);
     }
 
     fn collect_closed(&mut self) {
@@ -323,8 +465,22 @@ impl Network {
     }
 }
 
-fn new_server(config: ServerConfig, slots: usize) -> Server<'static> {
-    Server::new(config, Vec::leak(vec![Session::default(); slots]))
+fn new_server(config: ServerConfig, sessions: usize, slots: usize) -> Server<'static> {
+    Server::new(
+        config,
+        Vec::leak(vec![Session::default(); sessions]),
+        Vec::leak(vec![ServerSlot::new(); slots]),
+    )
+}
+
+/// What `LENGTH` replies.
+fn answer_of_length(payload: &[u8]) -> Vec<u8> {
+    let len = payload.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+    (0..len).map(|place| (place % 251) as u8).collect()
+}
+
+pub fn is_reply(event: &Event) -> bool {
+    matches!(event, Event::Reply { complete: true, .. })
 }
 
 /// Loses the first `count` datagrams of `kind`.
@@ -338,19 +494,30 @@ pub fn lose(kind: Kind, count: u32) -> Box<dyn FnMut(Kind, u32) -> Fate> {
     })
 }
 
-/// A Connect as a client of this key sends it.
+/// A Connect as a client of this key might send it.
 pub fn connect_datagram(client_key: u64) -> Vec<u8> {
-    let mut datagram = [0; 64];
-    let message = Message::Connect(Connect {
+    let connect = Connect {
         client_key,
+        client_nonce: 1,
         datagram_len: 4096,
-    });
+        slots: 1,
+        credits: 8,
+        max_message_len: MAX_MESSAGE,
+        tag: None,
+    };
+    bytes_of(SessionId::NONE, 0, 0, Message::Connect(connect))
+}
+
+pub fn bytes_of(session: SessionId, request: u64, slot: u16, message: Message<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; 4200];
     let len = Datagram {
-        session: SessionId::NONE,
-        request: RequestId(0),
+        session,
+        request: RequestId(request),
+        slot,
         message,
     }
-    .emit(&mut datagram)
+    .emit(&mut bytes)
     .unwrap();
-    datagram[..len].to_vec()
+    bytes.truncate(len);
+    bytes
 }

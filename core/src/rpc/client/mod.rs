@@ -20,13 +20,14 @@ mod timers;
 use self::call::Outgoing;
 use self::rtt::RoundTrip;
 use super::Rejected;
-use crate::session::{RequestId, SessionId, MAX_SLOTS};
+use crate::session::{SessionId, MAX_SLOTS};
 use crate::wire::{
     offered_datagram_len, Datagram, Header, Kind, Message, Part, Refusal, Tag, HEADER_LEN,
     MAX_CONTROL_LEN, MAX_MESSAGE,
 };
 
 pub use self::call::CallSlot;
+pub use crate::session::RequestId;
 pub use self::event::{CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
