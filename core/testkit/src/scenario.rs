@@ -15,9 +15,9 @@ const SERVER: Address = 0;
 /// A millisecond in nanoseconds.
 pub const MS: u64 = 1_000_000;
 
-/// How long the calls of a run may take in virtual time once nothing disturbs them any more: ten
-/// days. Calls that wait for that long wait forever.
-const LONG_NS: u64 = 10 * 24 * 3600 * 1000 * MS;
+/// If no call ends for so long in virtual time although nothing disturbs them any more, they never
+/// end. Longer than any timeout of [`Settings`] that a call may have to wait for.
+const STALL_NS: u64 = 150_000 * MS;
 
 /// What was seen in a run that was as it should be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,7 +90,9 @@ pub struct Load {
     pub seed: u64,
     /// How many clients.
     pub clients: u32,
-    /// What each client does.
+    /// How many calls all clients together make, each its share.
+    pub calls: u64,
+    /// What the calls are; its count is of no consequence.
     pub order: Order,
     /// Limits and times of both ends.
     pub settings: Settings,
@@ -115,10 +117,17 @@ impl Load {
         world.oracle.contents_may_be_damaged = self.faults.damaged_arrive;
         let server = SimulatedServer::new(self.seed, self.settings, &mut server_memory);
         world.add(self.reception, Box::new(server));
-        for memory in &mut client_memory {
+        for (place, memory) in (0..).zip(&mut client_memory) {
             let client = SimulatedClient::new(self.seed, self.settings, SERVER, memory);
             let address = world.add(Reception::INSTANT, Box::new(client));
-            world.order(address, self.order);
+            let clients = u64::from(self.clients.max(1));
+            let share = self.calls / clients + u64::from(place < self.calls % clients);
+            let count = u32::try_from(share).unwrap_or(u32::MAX);
+            let order = Order {
+                count,
+                ..self.order
+            };
+            world.order(address, order);
         }
         let done = self.course(&mut world).and_then(|()| {
             let excused = self.crashes.is_some() || self.faults.damaged_arrive;
@@ -148,7 +157,7 @@ impl Load {
                 world.restart(SERVER);
             }
         }
-        world.run_until_calls_are_over(LONG_NS)
+        finish(world)
     }
 }
 
@@ -247,7 +256,7 @@ impl Script {
             world.set_side(address, 0);
             world.restart(address);
         }
-        world.run_until_calls_are_over(world.now_ns() + LONG_NS)?;
+        finish(world)?;
         // What is still on its way must do no harm either.
         world.run_until(world.now_ns() + 100 * MS)
     }
@@ -272,6 +281,16 @@ impl Script {
         }
         world.oracle.verdict()
     }
+}
+
+/// Lets time pass until all calls are over, or no more of them ends.
+fn finish(world: &mut World<'_>) -> Result<(), Violation> {
+    let mut ended = None;
+    while ended != Some(world.oracle.tally.ended()) {
+        ended = Some(world.oracle.tally.ended());
+        world.run_until_calls_are_over(world.now_ns() + STALL_NS)?;
+    }
+    Ok(())
 }
 
 fn clients_memory(settings: &Settings, clients: u32, lives: u32) -> Vec<ClientMemory> {

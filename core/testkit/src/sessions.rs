@@ -20,13 +20,13 @@ pub fn run(options: &Options, sessions: u32) -> anyhow::Result<()> {
     let seed = options.seed.unwrap_or(options.first_seed);
     let calls = options
         .calls
-        .unwrap_or(CALLS_OF_SESSION * u64::from(sessions))
-        .div_ceil(u64::from(sessions));
+        .unwrap_or(CALLS_OF_SESSION * u64::from(sessions));
     let load = Load {
         seed,
         clients: sessions,
+        calls,
         order: Order {
-            count: u32::try_from(calls)?,
+            count: 0,
             failing: Chance::percent(2.0),
             late: Chance::percent(5.0),
             request_len: (24, 64),
@@ -44,7 +44,7 @@ pub fn run(options: &Options, sessions: u32) -> anyhow::Result<()> {
         crashes: None,
     };
     println!(
-        "{sessions} sessions on one server, {calls} calls each, seed {seed}: {} % loss, {} % duplication, {} % reordering",
+        "{sessions} sessions on one server, {calls} calls, seed {seed}: {} % loss, {} % duplication, {} % reordering",
         options.loss, options.duplication, options.reordering
     );
     let began = Instant::now();
@@ -52,7 +52,7 @@ pub fn run(options: &Options, sessions: u32) -> anyhow::Result<()> {
         anyhow!(
             "{failure}\nto repeat it: make simulate ARGUMENTS='--sessions {sessions} --seed {seed} --calls {} --loss {} \
              --duplication {} --reordering {} --corruption {} --ring {} --service {}'",
-            calls * u64::from(sessions),
+            calls,
             options.loss,
             options.duplication,
             options.reordering,

@@ -122,13 +122,12 @@ fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
     let clients = options.clients.unwrap_or(drawn_clients);
     let slots = [1, 2, 4, 8][random.below(4) as usize];
     let datagram_len = [1024, 2048, 4096][random.below(3) as usize];
-    let count = calls.div_ceil(u64::from(clients));
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
     Load {
         seed,
         clients,
+        calls,
         order: Order {
-            count,
+            count: 0,
             failing: Chance::percent(2.0),
             late: Chance::percent(5.0),
             request_len: (24, 64),
