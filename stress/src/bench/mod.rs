@@ -1,0 +1,345 @@
+//! `make bench-rpc`: the RPC beside perftest, on one pair of machines in one run.
+//!
+//! Machines under emulation are slow and uneven, so the two are measured in turn, round after round, and what counts is
+//! the ratio of their medians. perftest sends datagrams of the RPC's size over the same ports: `ib_send_lat -c UD`, whose
+//! half round trips are doubled, beside one thread that calls; `ib_send_bw -c UD`, messages one way, beside the threads of
+//! the peak. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
+
+mod perftest;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{bail, Context, Result};
+use comfy_table::{presets, CellAlignment, Table};
+use mitosis_core::wire::HEADER_LEN;
+use serde::Serialize;
+
+use self::perftest::{Pair, TIMEOUT};
+use crate::parameters;
+use crate::progress::Progress;
+use crate::report::{ClusterInfo, Report, Verdict};
+use crate::run::{inspect, parent_gid};
+use crate::settings::{Assignments, Gid, Machines};
+use crate::stage::{self, Act, Setting, Stage};
+use crate::template::{RunPass, Template};
+
+/// Most that an empty call's round trip may be of perftest's.
+const ROUND_TRIP_BOUND: f64 = 1.3;
+const TARGET: &str = "bench-rpc";
+
+/// What the command line says.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Settings of the cluster, as for `run`; and the RPC test's parameters.
+    #[arg(value_name = "NAME=VALUE")]
+    assignments: Vec<String>,
+    /// How often each row is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Bytes that requests and replies carry: a row each.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
+    sizes: Vec<u32>,
+    /// What runs the RPC.
+    #[arg(long, default_value = "templates-run/peak-rpc-kernel-module.toml")]
+    template: PathBuf,
+    /// Where modules and results go.
+    #[arg(long, default_value = "out")]
+    out: PathBuf,
+}
+
+/// One measurement of a row.
+#[derive(Clone, Copy, Serialize)]
+struct Round {
+    rpc_round_trip_ns: f64,
+    perftest_round_trip_ns: f64,
+    rpc_requests_per_s: f64,
+    perftest_messages_per_s: f64,
+}
+
+/// What was measured for one size.
+#[derive(Serialize)]
+struct Row {
+    payload_size: u32,
+    rounds: Vec<Round>,
+    median: Round,
+    round_trip_ratio: f64,
+    rate_ratio: f64,
+}
+
+/// `out/bench-rpc/result.json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    target: &'static str,
+    verdict: Verdict,
+    cluster: &'a ClusterInfo,
+    parameters: &'a BTreeMap<String, u64>,
+    rows: &'a [Row],
+    round_trip_bound: f64,
+}
+
+/// The program.
+pub fn main(arguments: &Arguments) -> Result<Verdict> {
+    let mut assignments = Assignments::parse(&arguments.assignments)?;
+    let given = |name: &str| assignments.parameters.iter().any(|(n, _)| n == name);
+    let defaults = [("client_running_secs", "3"), ("server_running_secs", "60")];
+    let defaults = defaults.into_iter().filter(|(name, _)| !given(name));
+    let defaults: Vec<(String, String)> = defaults
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    assignments.parameters.extend(defaults);
+    let mut settings = assignments.settings()?;
+    if let Machines::Virtual(machines) = &mut settings.machines {
+        machines.clients = 1;
+    }
+    let template = Template::<RunPass>::load(&arguments.template)?;
+    let parameters = parameters::resolve(
+        &template.path,
+        &template.parameters,
+        &template.optional,
+        &assignments.parameters,
+    )?;
+    let directory = arguments.out.join(TARGET);
+    let progress = Progress::new();
+    let setting = Setting {
+        settings: &settings,
+        template: &template,
+        out: &arguments.out,
+        directory: &directory,
+        progress: &progress,
+    };
+    let measured = stage::on(&setting, |stage| {
+        Bench {
+            stage,
+            template: &template,
+            parameters: &parameters,
+            arguments,
+            progress: &progress,
+            cluster: ClusterInfo::default(),
+        }
+        .measure(settings.parent_gid)
+    });
+    progress.finish();
+    let (cluster, rows) = measured?;
+    conclude(&directory, &cluster, &parameters, &rows)
+}
+
+struct Bench<'a> {
+    stage: &'a Stage<'a>,
+    template: &'a Template<RunPass>,
+    parameters: &'a BTreeMap<String, u64>,
+    arguments: &'a Arguments,
+    progress: &'a Progress,
+    cluster: ClusterInfo,
+}
+
+impl Bench<'_> {
+    fn measure(mut self, given: Option<Gid>) -> Result<(ClusterInfo, Vec<Row>)> {
+        let [parent, child, ..] = self.stage.hosts() else {
+            bail!("a comparison takes two machines");
+        };
+        let interrupt = self.stage.interrupt();
+        let hosts = [parent.clone(), child.clone()];
+        let inspected = [
+            inspect(parent, TIMEOUT, interrupt)?,
+            inspect(child, TIMEOUT, interrupt)?,
+        ];
+        let pair = Pair {
+            hosts: &hosts,
+            inspected: &inspected,
+            gid: parent_gid(&hosts, &inspected, given)?,
+            interrupt,
+        };
+        let mut rows: Vec<Row> = Vec::new();
+        for number in 0..self.arguments.rounds {
+            for (index, &size) in self.arguments.sizes.iter().enumerate() {
+                self.progress.step(&format!(
+                    "round {} of {}, {size} bytes",
+                    number + 1,
+                    self.arguments.rounds
+                ));
+                // Whichever comes first may find the machine in another mood: they take turns at that too.
+                let round = self.round(&pair, size, number % 2 == 0)?;
+                if rows.len() <= index {
+                    rows.push(Row {
+                        payload_size: size,
+                        rounds: Vec::new(),
+                        median: round,
+                        round_trip_ratio: 0.0,
+                        rate_ratio: 0.0,
+                    });
+                }
+                rows[index].rounds.push(round);
+            }
+        }
+        for row in &mut rows {
+            row.conclude();
+        }
+        Ok((self.cluster, rows))
+    }
+
+    fn round(&mut self, pair: &Pair<'_>, size: u32, perftest_first: bool) -> Result<Round> {
+        let datagram_len = size + HEADER_LEN as u32;
+        // The RPC's own header is in the datagram; a reliable connection has none.
+        let len = if datagram_len > 4096 {
+            size
+        } else {
+            datagram_len
+        };
+        let floor =
+            || Ok::<_, anyhow::Error>((pair.round_trip_ns(len)?, pair.messages_per_s(len)?));
+        let before = if perftest_first { Some(floor()?) } else { None };
+        let one = self.run(pair, size, Some(1))?;
+        let latency = one
+            .totals
+            .latency_ns
+            .context("the RPC's run measured no latency")?;
+        let peak = self.run(pair, size, None)?;
+        let (perftest_round_trip_ns, perftest_messages_per_s) = match before {
+            Some(before) => before,
+            None => floor()?,
+        };
+        let round = Round {
+            rpc_round_trip_ns: latency.p50 as f64,
+            perftest_round_trip_ns,
+            rpc_requests_per_s: peak.totals.requests_per_s as f64,
+            perftest_messages_per_s,
+        };
+        self.cluster = peak.cluster;
+        Ok(round)
+    }
+
+    /// The RPC test with this payload, and with as many threads as asked for, or as its parameters say.
+    fn run(&self, pair: &Pair<'_>, size: u32, threads: Option<u64>) -> Result<Report> {
+        let mut parameters = self.parameters.clone();
+        parameters.insert("payload_size".into(), u64::from(size));
+        if let Some(threads) = threads {
+            parameters.insert("thread_count".into(), threads);
+        }
+        let quiet = Progress::silent();
+        let report = self.stage.perform(&Act {
+            target: TARGET,
+            hosts: pair.hosts,
+            passes: &self.template.passes,
+            parameters: &parameters,
+            out: &self.arguments.out,
+            progress: &quiet,
+        });
+        self.stage.interrupt().check()?;
+        match report.findings.first() {
+            None => Ok(report),
+            Some(finding) => bail!(
+                "the RPC's run failed: {}: {}",
+                finding.host,
+                finding.line.trim()
+            ),
+        }
+    }
+}
+
+impl Row {
+    fn conclude(&mut self) {
+        let of = |figure: fn(&Round) -> f64| median(self.rounds.iter().map(figure));
+        self.median = Round {
+            rpc_round_trip_ns: of(|round| round.rpc_round_trip_ns),
+            perftest_round_trip_ns: of(|round| round.perftest_round_trip_ns),
+            rpc_requests_per_s: of(|round| round.rpc_requests_per_s),
+            perftest_messages_per_s: of(|round| round.perftest_messages_per_s),
+        };
+        self.round_trip_ratio = self.median.rpc_round_trip_ns / self.median.perftest_round_trip_ns;
+        self.rate_ratio = self.median.rpc_requests_per_s / self.median.perftest_messages_per_s;
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        len if len % 2 == 0 => (values[half - 1] + values[half]) / 2.0,
+        _ => values[half],
+    }
+}
+
+fn conclude(
+    directory: &Path,
+    cluster: &ClusterInfo,
+    parameters: &BTreeMap<String, u64>,
+    rows: &[Row],
+) -> Result<Verdict> {
+    // The bound is for the shortest message of the run: longer ones are shown.
+    let verdict = match rows.first() {
+        Some(row) if row.round_trip_ratio <= ROUND_TRIP_BOUND => Verdict::Pass,
+        _ => Verdict::Fail,
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header([
+        "payload, bytes",
+        "round trip, µs",
+        "perftest, µs",
+        "ratio",
+        "lowest to highest",
+        "requests/s",
+        "perftest, messages/s",
+        "ratio",
+    ]);
+    for row in rows {
+        let ratios = row
+            .rounds
+            .iter()
+            .map(|round| round.rpc_round_trip_ns / round.perftest_round_trip_ns);
+        let (low, high) = ratios.fold((f64::MAX, 0.0f64), |(low, high), ratio| {
+            (low.min(ratio), high.max(ratio))
+        });
+        table.add_row([
+            row.payload_size.to_string(),
+            format!("{:.1}", row.median.rpc_round_trip_ns / 1_000.0),
+            format!("{:.1}", row.median.perftest_round_trip_ns / 1_000.0),
+            format!("{:.2}", row.round_trip_ratio),
+            format!("{low:.2} to {high:.2}"),
+            format!("{:.0}", row.median.rpc_requests_per_s),
+            format!("{:.0}", row.median.perftest_messages_per_s),
+            format!("{:.2}", row.rate_ratio),
+        ]);
+    }
+    for column in table.column_iter_mut() {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("\n{table}");
+    println!(
+        "medians of {} rounds; the first row's round trip may be at most {ROUND_TRIP_BOUND} times perftest's",
+        rows.first().map_or(0, |row| row.rounds.len())
+    );
+    let document = Document {
+        schema: "mitosis-bench-rpc/2",
+        target: TARGET,
+        verdict,
+        cluster,
+        parameters,
+        rows,
+        round_trip_bound: ROUND_TRIP_BOUND,
+    };
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make {}", directory.display()))?;
+    let path = directory.join("result.json");
+    let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;
+    std::fs::write(&path, json + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(verdict)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_of_odd_and_even_counts() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+}
