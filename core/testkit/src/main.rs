@@ -47,9 +47,9 @@ pub struct Options {
     /// Let damaged datagrams arrive, which a NIC does not; only safety is judged then
     #[arg(long)]
     damaged_arrive: bool,
-    /// Crash the server after each so many ms of virtual time, for 5 ms, up to 100 times a run;
-    /// calls may end without their answer then, and none may be executed twice
-    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    /// After each so many µs of virtual time, crash the server or a client, for up to 5 ms, up to
+    /// 100 times a run; calls may end without their answer then, and none may be executed twice
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..))]
     crash_every: Option<u64>,
     /// How many datagrams wait for the server at most
     #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]

@@ -7,6 +7,7 @@
 use crate::endpoint::{ClientMemory, ServerMemory, Settings, SimulatedClient, SimulatedServer};
 use crate::network::{Address, Faults, Reception, Traffic};
 use crate::oracle::{Tally, Violation};
+use crate::random::Random;
 use crate::world::{Order, World};
 
 /// The server's address: it is the first endpoint.
@@ -72,12 +73,13 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Crashes of the server that come again and again.
+/// Crashes that come again and again: of the server one time in four, otherwise of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crashes {
-    /// How long it runs.
+    /// How long nobody crashes.
     pub every_ns: u64,
-    /// How long it is down.
+    /// How long the victim is down at most. Every other time it is below 10 µs, so that what was
+    /// sent before meets who begins again.
     pub down_ns: u64,
     /// How often at most; there is memory for each life.
     pub times: u32,
@@ -100,7 +102,7 @@ pub struct Load {
     pub faults: Faults,
     /// How the server takes what arrives.
     pub reception: Reception,
-    /// Whether the server crashes.
+    /// Whether endpoints crash.
     pub crashes: Option<Crashes>,
 }
 
@@ -109,7 +111,7 @@ impl Load {
     pub fn run(&self, keep_trace: bool) -> Result<Report, Box<Failure>> {
         let lives = 1 + self.crashes.map_or(0, |crashes| crashes.times);
         let mut server_memory = ServerMemory::new(&self.settings, lives);
-        let mut client_memory = clients_memory(&self.settings, self.clients, 1);
+        let mut client_memory = clients_memory(&self.settings, self.clients, lives);
         let mut world = World::new(self.seed, self.faults);
         if keep_trace {
             world.keep_trace();
@@ -144,17 +146,21 @@ impl Load {
 
     fn course(&self, world: &mut World<'_>) -> Result<(), Violation> {
         if let Some(crashes) = self.crashes {
-            let Crashes {
-                every_ns, down_ns, ..
-            } = crashes;
+            // The endpoints' generators count from 0, and `simulate` takes the last.
+            let mut random = Random::new(self.seed, u64::MAX - 1);
             for _ in 0..crashes.times {
-                world.run_until_calls_are_over(world.now_ns() + every_ns)?;
+                world.run_until_calls_are_over(world.now_ns() + crashes.every_ns)?;
                 if world.oracle.calls_are_over() {
                     break;
                 }
-                world.crash(SERVER);
-                world.run_until(world.now_ns() + down_ns)?;
-                world.restart(SERVER);
+                let victim = match random.below(4) {
+                    0 => SERVER,
+                    _ => 1 + random.below(self.clients.into()) as Address,
+                };
+                let most_ns = [crashes.down_ns, 10_000][random.below(2) as usize];
+                world.crash(victim);
+                world.run_until(world.now_ns() + random.below(most_ns))?;
+                world.restart(victim);
             }
         }
         finish(world)

@@ -143,8 +143,8 @@ fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
         },
         faults: options.faults(),
         reception: options.reception(),
-        crashes: options.crash_every.map(|every_ms| Crashes {
-            every_ns: every_ms * MS,
+        crashes: options.crash_every.map(|every_us| Crashes {
+            every_ns: every_us * 1000,
             down_ns: 5 * MS,
             times: 100,
         }),
