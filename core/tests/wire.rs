@@ -2,8 +2,8 @@
 
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{
-    Accept, Connect, Datagram, ErrorCode, Kind, Malformed, Message, Refusal, HEADER_LEN,
-    MAX_DATAGRAM,
+    Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Malformed, Message, Part, Reason, Refusal,
+    HEADER_LEN, MAX_DATAGRAM, MAX_MESSAGE,
 };
 use proptest::prelude::*;
 
@@ -13,44 +13,56 @@ const SESSION: SessionId = SessionId {
     epoch: 0xe0e1_e2e3,
 };
 
-/// One datagram of each kind.
+/// One datagram of each kind, in the order of the kinds.
 fn examples() -> Vec<Datagram<'static>> {
     let connect = Connect {
         client_key: 0x1122_3344_5566_7788,
+        client_nonce: 0x99,
         datagram_len: 4096,
+        slots: 8,
+        credits: 32,
+        max_message_len: MAX_MESSAGE,
+        tag: None,
     };
     let accept = Accept {
-        client_key: connect.client_key,
+        client_nonce: 0x99,
+        server_nonce: 0x77,
         datagram_len: 1024,
-        slots: 1,
+        slots: 4,
+        credits: 16,
+        max_message_len: 4096,
         idle_timeout_ms: 10_000,
+        tag: Some([0xaa; 16]),
     };
-    let refusal = Refusal {
-        code: ErrorCode::HandlerFailed,
-        client_key: 0,
-    };
-    let of = |session, request, message| Datagram {
+    let of = |session, request, slot, message| Datagram {
         session,
         request: RequestId(request),
+        slot,
         message,
     };
+    let ask = Message::Request {
+        rpc_id: 0x73,
+        part: Part::whole(b"ask"),
+    };
+    let answer = Message::Reply(Part {
+        message_len: 0x32,
+        offset: 0x20,
+        payload: b"answer",
+    });
+    let message_len = 0x32;
+    let offset = 0x20;
     vec![
-        of(SessionId::NONE, 0, Message::Connect(connect)),
-        of(SESSION, 0, Message::Accept(accept)),
-        of(SESSION, 0, Message::Confirm),
-        of(
-            SESSION,
-            5,
-            Message::Request {
-                rpc_id: 0x73,
-                payload: b"ask",
-            },
-        ),
-        of(SESSION, 5, Message::Reply { payload: b"answer" }),
-        of(SESSION, 5, Message::Error(refusal)),
-        of(SESSION, 0, Message::Disconnect),
-        of(SESSION, 6, Message::Ping),
-        of(SESSION, 6, Message::Pong),
+        of(SessionId::NONE, 0, 0, Message::Connect(connect)),
+        of(SESSION, 0, 0, Message::Accept(accept)),
+        of(SESSION, 0, 0, Message::Confirm(Confirm { tag: [0xbb; 16] })),
+        of(SESSION, 5, 3, ask),
+        of(SESSION, 5, 3, answer),
+        of(SESSION, 5, 3, Message::Error(Refusal::new(ErrorCode::HandlerFailed))),
+        of(SESSION, 0, 0, Message::Disconnect),
+        of(SESSION, 6, 0, Message::Ping),
+        of(SESSION, 6, 0, Message::Pong),
+        of(SESSION, 5, 3, Message::CreditReturn { message_len, offset }),
+        of(SESSION, 5, 3, Message::Fetch { message_len, offset }),
     ]
 }
 
@@ -67,7 +79,9 @@ fn bytes_of(datagram: &Datagram<'_>) -> Vec<u8> {
 }
 
 /// A header in hex, as in wire.md §2, and its payload.
-fn golden(kind: u8, session: &str, request: u8, code: u8, payload: &[u8]) -> Vec<u8> {
+fn golden(kind: u8, session: &str, call: [u8; 3], part: [u8; 2], payload: &[u8]) -> Vec<u8> {
+    let [request, code, slot] = call;
+    let [message_len, offset] = part;
     let mut bytes = vec![b'M', b'T', 1, kind];
     bytes.extend(
         session
@@ -76,9 +90,9 @@ fn golden(kind: u8, session: &str, request: u8, code: u8, payload: &[u8]) -> Vec
     );
     bytes.extend([request, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend([code, 0, 0, 0]);
-    bytes.extend([payload.len() as u8, 0, 0, 0]);
-    bytes.extend([0, 0, 0, 0]);
-    bytes.extend([payload.len() as u8, 0, 0, 0]);
+    bytes.extend([message_len, 0, 0, 0]);
+    bytes.extend([offset, 0, 0, 0]);
+    bytes.extend([payload.len() as u8, 0, slot, 0]);
     bytes.extend(payload);
     bytes
 }
@@ -87,22 +101,26 @@ fn golden(kind: u8, session: &str, request: u8, code: u8, payload: &[u8]) -> Vec
 fn golden_bytes_of_every_kind() {
     const NONE: &str = "00 00 00 00 00 00 00 00 00 00 00 00";
     const SOME: &str = "02 01 00 00 03 00 00 00 e3 e2 e1 e0";
-    let connect = [
-        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 0x10, 0, 0, 0, 0, 0, 0,
-    ];
-    let accept = [
-        0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0, 4, 1, 0, 0x10, 0x27, 0, 0,
-    ];
+    const CALL: [u8; 3] = [5, 0, 3];
+    let mut connect = vec![0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
+    connect.extend([0x99, 0, 0, 0, 0, 0, 0, 0]);
+    connect.extend([0; 16]);
+    connect.extend([0, 0x10, 8, 0, 32, 0, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0]);
+    let mut accept = vec![0x99, 0, 0, 0, 0, 0, 0, 0, 0x77, 0, 0, 0, 0, 0, 0, 0];
+    accept.extend([0xaa; 16]);
+    accept.extend([0, 4, 4, 0, 16, 0, 1, 0, 0, 0x10, 0, 0, 0x10, 0x27, 0, 0]);
     let expected = [
-        golden(1, NONE, 0, 0, &connect),
-        golden(2, SOME, 0, 0, &accept),
-        golden(3, SOME, 0, 0, b""),
-        golden(4, SOME, 5, 0x73, b"ask"),
-        golden(5, SOME, 5, 0, b"answer"),
-        golden(6, SOME, 5, 5, &[0; 8]),
-        golden(7, SOME, 0, 0, b""),
-        golden(8, SOME, 6, 0, b""),
-        golden(9, SOME, 6, 0, b""),
+        golden(1, NONE, [0; 3], [48, 0], &connect),
+        golden(2, SOME, [0; 3], [48, 0], &accept),
+        golden(3, SOME, [0; 3], [16, 0], &[0xbb; 16]),
+        golden(4, SOME, [5, 0x73, 3], [3, 0], b"ask"),
+        golden(5, SOME, CALL, [0x32, 0x20], b"answer"),
+        golden(6, SOME, [5, 5, 3], [12, 0], &[0; 12]),
+        golden(7, SOME, [0; 3], [0, 0], b""),
+        golden(8, SOME, [6, 0, 0], [0, 0], b""),
+        golden(9, SOME, [6, 0, 0], [0, 0], b""),
+        golden(10, SOME, CALL, [0x32, 0x20], b""),
+        golden(11, SOME, CALL, [0x32, 0x20], b""),
     ];
     for (datagram, expected) in examples().iter().zip(expected) {
         assert_eq!(bytes_of(datagram), expected, "{datagram:?}");
@@ -153,7 +171,7 @@ fn a_body_of_the_wrong_length_is_malformed_even_if_the_header_agrees() {
     ] {
         let datagram = examples()[kind as usize - 1];
         for payload_len in
-            (0..40_u8).filter(|len| usize::from(*len) != datagram.message.payload_len())
+            (0..80_u8).filter(|len| usize::from(*len) != datagram.message.payload_len())
         {
             let mut bytes = bytes_of(&datagram);
             bytes.resize(HEADER_LEN + usize::from(payload_len), 0);
@@ -181,14 +199,17 @@ fn fields_that_a_kind_does_not_have_must_be_zero() {
             refused(2),
             Some(Malformed::Version { found: 2, .. })
         ));
-        assert!(matches!(refused(32), Some(Malformed::Segmented { .. })));
-        assert!(matches!(
-            refused(38),
-            Some(Malformed::Field {
-                what: "credits",
-                ..
-            })
-        ));
+        let parted = matches!(kind, Kind::Reply | Kind::CreditReturn | Kind::Fetch);
+        if !parted {
+            assert!(matches!(refused(32), Some(Malformed::Part { .. })), "{kind:?}");
+        }
+        let slotted = parted || matches!(kind, Kind::Request | Kind::Error);
+        if !slotted {
+            assert!(matches!(
+                refused(38),
+                Some(Malformed::Field { what: "slot", .. })
+            ));
+        }
         if !matches!(kind, Kind::Request | Kind::Error) {
             assert!(matches!(
                 refused(24),
@@ -231,7 +252,10 @@ fn calls_and_sessions_are_numbered_from_one() {
                 })
             );
         }
-        if matches!(kind, Kind::Request | Kind::Reply) {
+        if matches!(
+            kind,
+            Kind::Request | Kind::Reply | Kind::CreditReturn | Kind::Fetch
+        ) {
             let bytes = bytes_of(&Datagram {
                 request: RequestId(0),
                 ..datagram
@@ -243,6 +267,53 @@ fn calls_and_sessions_are_numbered_from_one() {
                     found: 0
                 })
             );
+        }
+    }
+}
+
+#[test]
+fn a_part_lies_in_its_message() {
+    let of = |message_len: u32, offset: u32, payload_len: usize| {
+        let part = Part {
+            message_len,
+            offset,
+            payload: &[0; 100][..payload_len],
+        };
+        let datagram = Datagram {
+            message: Message::Reply(part),
+            ..examples()[4]
+        };
+        Datagram::parse(&bytes_of(&datagram)).err()
+    };
+    for (message_len, offset, payload_len) in
+        [(0, 0, 0), (1, 0, 1), (9, 8, 1), (9, 0, 8), (MAX_MESSAGE, MAX_MESSAGE - 1, 1)]
+    {
+        assert_eq!(of(message_len, offset, payload_len), None);
+    }
+    for (message_len, offset, payload_len) in
+        [(9, 0, 0), (9, 9, 0), (9, 8, 2), (0, 0, 1), (9, u32::MAX, 1), (9, 10, 1), (0, 1, 0)]
+    {
+        assert_eq!(
+            of(message_len, offset, payload_len),
+            Some(Malformed::Part {
+                message_len,
+                offset,
+                payload_len: payload_len as u16
+            })
+        );
+    }
+    let message_len = MAX_MESSAGE + 1;
+    assert_eq!(of(message_len, 0, 1), Some(Malformed::TooLong { message_len }));
+
+    for (message_len, offset, fits) in
+        [(2, 1, true), (1, 1, false), (2, 0, false), (2, 3, false), (MAX_MESSAGE + 1, 1, false)]
+    {
+        for message in [
+            Message::Fetch { message_len, offset },
+            Message::CreditReturn { message_len, offset },
+        ] {
+            let bytes = bytes_of(&Datagram { message, ..examples()[10] });
+            assert_eq!(Datagram::parse(&bytes).is_ok(), fits, "{message:?}");
         }
     }
 }
@@ -278,10 +349,24 @@ proptest! {
         session in session_id(),
         request in 1..=u64::MAX,
         rpc_id: u32,
-        payload in proptest::collection::vec(any::<u8>(), 0..MAX_DATAGRAM - HEADER_LEN),
+        slot: u16,
+        offset in 0..MAX_MESSAGE / 2,
+        after in 0..MAX_MESSAGE / 3,
+        payload in proptest::collection::vec(any::<u8>(), 1..MAX_DATAGRAM - HEADER_LEN),
     ) {
-        for message in [Message::Request { rpc_id, payload: &payload }, Message::Reply { payload: &payload }] {
-            let datagram = Datagram { session, request: RequestId(request), message };
+        let message_len = offset + payload.len() as u32 + after;
+        let part = Part { message_len, offset, payload: &payload };
+        let whole = Part::whole(&payload);
+        let offset = offset + 1;
+        for message in [
+            Message::Request { rpc_id, part },
+            Message::Reply(part),
+            Message::Request { rpc_id, part: whole },
+            Message::Reply(whole),
+            Message::Fetch { message_len: message_len + 1, offset },
+            Message::CreditReturn { message_len: message_len + 1, offset },
+        ] {
+            let datagram = Datagram { session, request: RequestId(request), slot, message };
             let bytes = bytes_of(&datagram);
             prop_assert_eq!(Datagram::parse(&bytes), Ok(datagram));
         }
@@ -290,18 +375,32 @@ proptest! {
     #[test]
     fn the_handshake_round_trips(
         session in session_id(),
-        client_key: u64,
+        words: [u64; 3],
         datagram_len in 256..=4096_u16,
         slots in 1..=u16::MAX,
+        credits in 1..=u16::MAX,
+        max_message_len: u32,
         idle_timeout_ms in 1..=u32::MAX,
+        tag: Option<[u8; 16]>,
         code in 0..9_usize,
+        reason in 1..=4_u32,
     ) {
-        let request = RequestId(0);
-        for datagram in [
-            Datagram { session: SessionId::NONE, request, message: Message::Connect(Connect { client_key, datagram_len }) },
-            Datagram { session, request, message: Message::Accept(Accept { client_key, datagram_len, slots, idle_timeout_ms }) },
-            Datagram { session, request, message: Message::Error(Refusal { code: ErrorCode::ALL[code], client_key }) },
+        let [client_key, client_nonce, server_nonce] = words;
+        let server_nonce = if tag.is_some() { server_nonce } else { 0 };
+        let connect = Connect { client_key, client_nonce, datagram_len, slots, credits, max_message_len, tag };
+        let accept = Accept {
+            client_nonce, server_nonce, datagram_len, slots, credits, max_message_len, idle_timeout_ms, tag,
+        };
+        let code = ErrorCode::ALL[code];
+        let reason = Reason::from_u32(reason).filter(|_| code == ErrorCode::NotAuthorised);
+        let refusal = Refusal { code, reason, client_nonce };
+        for (session, message) in [
+            (SessionId::NONE, Message::Connect(connect)),
+            (session, Message::Accept(accept)),
+            (session, Message::Confirm(Confirm { tag: tag.unwrap_or_default() })),
+            (SessionId::NONE, Message::Error(refusal)),
         ] {
+            let datagram = Datagram { session, request: RequestId(0), slot: 0, message };
             let bytes = bytes_of(&datagram);
             prop_assert_eq!(Datagram::parse(&bytes), Ok(datagram));
         }
@@ -310,8 +409,8 @@ proptest! {
     /// Whatever parses, emits to the identical bytes: no byte of a datagram is without meaning.
     #[test]
     fn mutations_parse_to_themselves_or_not_at_all(
-        kind in 0..9_usize,
-        changes in proptest::collection::vec((0..64_usize, any::<u8>()), 1..4),
+        kind in 0..11_usize,
+        changes in proptest::collection::vec((0..90_usize, any::<u8>()), 1..4),
     ) {
         let mut bytes = bytes_of(&examples()[kind]);
         for (at, value) in changes {
