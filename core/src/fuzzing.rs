@@ -3,41 +3,61 @@
 
 use heapless::{Deque, Vec};
 
-use crate::rpc::client::{Client, ClientConfig, Event};
-use crate::rpc::server::{Action, Server, ServerConfig, Session, ANSWER_LEN};
-use crate::session::{RequestId, SessionId};
+use crate::rpc::client::{CallSlot, Client, ClientConfig, Event, RequestId};
+use crate::rpc::server::{
+    Action, Server, ServerConfig, ServerSlot, Session, Transmission, ANSWER_LEN,
+};
+use crate::session::{ClusterKey, SessionId};
 use crate::wire::{
-    Accept, Connect, Datagram, ErrorCode, Kind, Message, Refusal, HEADER_LEN, MAX_DATAGRAM,
+    Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Message, Part, Reason, Refusal,
+    HEADER_LEN, MAX_CONTROL_LEN, MAX_DATAGRAM,
 };
 
 const CONFIG: ServerConfig = ServerConfig {
     epoch: 0xe0,
-    datagram_len: 1024,
+    random_seed: 0x5eed,
+    cluster_key: None,
+    datagram_len: 256,
+    receive_buffers: 64,
+    max_slots: 4,
+    max_credits: 8,
+    max_message_len: 1000,
     idle_timeout_ns: 1_000_000_000,
     handshake_timeout_ns: 200_000_000,
 };
 
+/// The cluster's key, where there is one.
+const KEY: ClusterKey = ClusterKey([0x4b; 16]);
+
 /// The rpc id of the call that the client has outstanding while it is handed the input.
 const RPC_ID: u32 = 0x73;
 
-/// The key of the honest client.
+/// The key and the first nonce of the honest client.
 const CLIENT_KEY: u64 = 0x1122_3344_5566_7788;
+const CLIENT_NONCE: u64 = 0x10;
 
 /// Owns the honest session, and sends from elsewhere.
 const HONEST: u32 = 7;
 const STRANGER: u32 = 8;
+
+/// Lengths of requests: of one datagram and of three.
+const SHORT: u32 = 4;
+const LONG: u32 = 600;
 
 /// Takes any bytes for a datagram:
 ///
 /// - what parses, emits to the identical bytes;
 /// - the server answers with something well-formed that is never an Error to an Error, and from a
 ///   stranger executes nothing in the name of the honest session;
-/// - the client, in each of its states, survives it, and afterwards an honest client connects and
-///   is served.
+/// - the client, in each of its states, survives it, never has more datagrams unanswered than its
+///   credits, and afterwards an honest client connects and is served;
+/// - with a cluster key, nothing is executed for a stranger at all.
 pub fn rpc_decode(bytes: &[u8]) {
     round_trip(bytes);
-    hostile_server(bytes);
-    hostile_client(bytes);
+    for key in [None, Some(KEY)] {
+        hostile_server(bytes, key);
+        hostile_client(bytes, key);
+    }
 }
 
 fn round_trip(bytes: &[u8]) {
@@ -52,56 +72,93 @@ fn round_trip(bytes: &[u8]) {
     }
 }
 
-/// The input comes to a client from its server, while it connects, is idle and calls.
-fn hostile_server(bytes: &[u8]) {
-    let mut pair = Pair::new();
-    let mut connecting = pair.client.clone();
-    connecting.connect(0);
-    survives(&mut connecting, bytes);
-    pair.connect();
-    survives(&mut pair.client.clone(), bytes);
-    assert!(pair.client.call(0, RPC_ID, 4).is_ok());
-    survives(&mut pair.client.clone(), bytes);
+/// The input comes to a client from its server, in each of its states.
+fn hostile_server(bytes: &[u8], key: Option<ClusterKey>) {
+    for stage in 0..5 {
+        let mut slots = [const { CallSlot::new() }; 4];
+        let mut sessions = [const { Session::new() }; 1];
+        let mut server_slots = [const { ServerSlot::new() }; 4];
+        let mut server = Server::new(config(key), &mut sessions, &mut server_slots);
+        let mut pair = Pair::new(&mut slots, key);
+        match stage {
+            0 => pair.client.connect(0),
+            1 => pair.connect_to(&mut server),
+            2 | 3 => {
+                pair.connect_to(&mut server);
+                let len = if stage == 2 { SHORT } else { LONG };
+                assert!(pair.client.call(0, 0, RPC_ID, len).is_ok());
+                while pair
+                    .client
+                    .poll_transmit(0, &mut [0; MAX_CONTROL_LEN])
+                    .is_some()
+                {}
+            }
+            _ => {
+                // Amid a long reply: only the first part of it has come.
+                pair.connect_to(&mut server);
+                assert!(pair.client.call(0, 0, RPC_ID, SHORT).is_ok());
+                pair.reply_len = LONG;
+                pair.step(&mut server);
+            }
+        }
+        survives(&mut pair.client, bytes);
+    }
 }
 
-fn survives(client: &mut Client, bytes: &[u8]) {
-    let mut buffer = [0; MAX_DATAGRAM];
-    if let Ok(Some(Event::Replied { payload, .. })) = client.handle_datagram(0, bytes) {
-        assert!(
-            bytes.get(payload).is_some(),
-            "the payload lies in the datagram"
-        );
+fn survives(client: &mut Client<'_>, bytes: &[u8]) {
+    let mut header = [0; MAX_CONTROL_LEN];
+    if let Ok(Some(Event::Reply {
+        payload,
+        message_len,
+        offset,
+        ..
+    })) = client.handle_datagram(0, bytes)
+    {
+        let Some(part) = bytes.get(payload) else {
+            panic!("the payload does not lie in the datagram")
+        };
+        let end = (offset as usize).saturating_add(part.len());
+        assert!(end <= message_len as usize && message_len <= client.granted().max_message_len);
     }
     for _ in 0..8 {
-        while let Some(len) = client.poll_transmit(0, &mut buffer) {
-            assert!(buffer
-                .get(..len)
-                .is_some_and(|sent| Datagram::parse(sent).is_ok()));
+        while let Some(transmit) = client.poll_transmit(0, &mut header) {
+            let payload = transmit.payload.map_or(0..0, |payload| payload.range);
+            let mut sent: Vec<u8, 512> = Vec::new();
+            let head = header.get(..transmit.header_len).unwrap_or_default();
+            assert!(sent.extend_from_slice(head).is_ok());
+            assert!(sent.resize(sent.len().saturating_add(payload.len()), 0).is_ok());
+            assert!(Datagram::parse(&sent).is_ok());
+            assert!(client.in_flight() <= client.granted().credits);
         }
         if let Some(at) = client.next_timeout_ns() {
-            client.handle_timeout(at);
+            while client.handle_timeout(at).is_some() {}
         }
     }
 }
 
 /// The input comes to a server, from a stranger and from the owner of a session, before and after
 /// an honest call.
-fn hostile_client(bytes: &[u8]) {
+fn hostile_client(bytes: &[u8], key: Option<ClusterKey>) {
     for from in [STRANGER, HONEST] {
-        let mut pair = Pair::new();
+        let mut slots = [const { CallSlot::new() }; 4];
+        let mut pair = Pair::new(&mut slots, key);
         let mut sessions = [const { Session::new() }; 4];
-        let mut server = Server::new(CONFIG, &mut sessions);
+        let mut server_slots = [const { ServerSlot::new() }; 8];
+        let mut server = Server::new(config(key), &mut sessions, &mut server_slots);
         injected(&mut server, from, bytes);
         pair.connect_to(&mut server);
         let honest = server.live_sessions();
-        pair.call(&mut server);
+        for (request_len, reply_len) in [(SHORT, SHORT), (LONG, LONG)] {
+            pair.reply_len = reply_len;
+            pair.call(&mut server, request_len);
+        }
         injected(&mut server, from, bytes);
         if from == STRANGER {
             assert!(
                 server.live_sessions() >= honest,
                 "a stranger ends nobody's session"
             );
-            pair.call(&mut server);
+            pair.call(&mut server, LONG);
         }
         while let Some(at) = server.next_timeout_ns() {
             server.handle_timeout(at);
@@ -125,45 +182,74 @@ fn injected(server: &mut Server<'_>, from: u32, bytes: &[u8]) {
         }
         Action::Dispatch(request) => {
             assert_eq!(owner, Some(from), "a session serves its owner alone");
-            let mut reply = [0; MAX_DATAGRAM];
-            let len = server.complete(&request.dispatched, Ok(request.payload.len()), &mut reply);
-            assert!(reply
-                .get(..len)
-                .is_some_and(|reply| Datagram::parse(reply).is_ok()));
+            let len = request.payload.len() as u32;
+            sent(server.complete(&request.dispatched, Ok(len), &mut out), &out);
         }
-        Action::Resend { .. } => {
-            assert_eq!(owner, Some(from), "a saved reply goes to its owner alone")
+        Action::Segment(segment) => {
+            assert_eq!(owner, Some(from), "a session serves its owner alone");
+            let end = (segment.offset as usize).saturating_add(segment.payload.len());
+            assert!(end <= segment.message_len as usize);
+            assert!(segment.message_len <= CONFIG.max_message_len);
+            let busy = Err(ErrorCode::Busy);
+            sent(server.complete(&segment.dispatched, busy, &mut out), &out);
+        }
+        Action::Send(transmission) => {
+            assert_eq!(owner, Some(from), "a saved reply goes to its owner alone");
+            sent(Some(transmission), &out);
         }
         Action::Ignore(_) | Action::Done => {}
     }
     while server.poll_closed().is_some() {}
 }
 
-/// An honest client and the link to whatever server it is given.
-struct Pair {
-    client: Client,
-    link: Deque<Vec<u8, 128>, 4>,
+/// Puts together what is to be sent, and checks it.
+fn sent(transmission: Option<Transmission>, out: &[u8]) -> Vec<u8, 512> {
+    let mut datagram = Vec::new();
+    if let Some(transmission) = transmission {
+        let head = out.get(..transmission.header_len).unwrap_or_default();
+        assert!(datagram.extend_from_slice(head).is_ok());
+        let len = datagram.len().saturating_add(transmission.payload.len());
+        assert!(datagram.resize(len, 0).is_ok());
+        assert!(Datagram::parse(&datagram).is_ok());
+    }
+    datagram
 }
 
-impl Pair {
-    fn new() -> Self {
-        let client = Client::new(ClientConfig {
+fn config(cluster_key: Option<ClusterKey>) -> ServerConfig {
+    ServerConfig {
+        cluster_key,
+        ..CONFIG
+    }
+}
+
+/// An honest client and the link to whatever server it is given. Payloads are zeros.
+struct Pair<'a> {
+    client: Client<'a>,
+    link: Deque<Vec<u8, 512>, 8>,
+    reply_len: u32,
+}
+
+impl<'a> Pair<'a> {
+    fn new(slots: &'a mut [CallSlot], cluster_key: Option<ClusterKey>) -> Self {
+        let config = ClientConfig {
             client_key: CLIENT_KEY,
+            nonce: CLIENT_NONCE,
+            cluster_key,
             datagram_len: 4096,
-            retransmit_ns: 1_000_000,
+            slots: 4,
+            credits: 4,
+            max_message_len: 1000,
+            rto_initial_ns: 1_000_000,
+            rto_min_ns: 1_000_000,
+            rto_max_ns: 32_000_000,
             connect_timeout_ns: 10_000_000,
             call_timeout_ns: 10_000_000,
-        });
+        };
         Self {
-            client,
+            client: Client::new(config, slots),
             link: Deque::new(),
+            reply_len: SHORT,
         }
-    }
-
-    /// Connects to a server of its own, which is then gone.
-    fn connect(&mut self) {
-        let mut sessions = [const { Session::new() }; 1];
-        self.connect_to(&mut Server::new(CONFIG, &mut sessions));
     }
 
     fn connect_to(&mut self, server: &mut Server<'_>) {
@@ -172,34 +258,28 @@ impl Pair {
         assert_eq!(self.run(server), None);
     }
 
-    fn call(&mut self, server: &mut Server<'_>) {
-        let Ok(called) = self.client.call(0, RPC_ID, 4) else {
+    fn call(&mut self, server: &mut Server<'_>, len: u32) {
+        let Ok(called) = self.client.call(0, 0, RPC_ID, len) else {
             panic!("not connected")
         };
-        match self.run(server) {
-            Some(Event::Replied { request, .. }) => assert_eq!(request, called),
-            event => panic!("{event:?}"),
+        loop {
+            match self.run(server) {
+                Some(Event::Reply {
+                    request, complete, ..
+                }) => {
+                    assert_eq!(request, called);
+                    if complete {
+                        return;
+                    }
+                }
+                event => panic!("{event:?}"),
+            }
         }
     }
 
     /// Delivers until the client has something to say.
     fn run(&mut self, server: &mut Server<'_>) -> Option<Event> {
-        let mut buffer = [0; 128];
-        while let Some(len) = self.client.poll_transmit(0, &mut buffer) {
-            let mut out = [0; ANSWER_LEN];
-            let mut reply = [0; 128];
-            let answer = match server.handle_datagram(0, HONEST, buffer.get(..len)?, &mut out) {
-                Action::Answer { len, .. } => out.get(..len),
-                Action::Dispatch(request) => {
-                    let len =
-                        server.complete(&request.dispatched, Ok(request.payload.len()), &mut reply);
-                    reply.get(..len)
-                }
-                Action::Ignore(_) | Action::Done | Action::Resend { .. } => None,
-            };
-            if let Some(Ok(answer)) = answer.map(Vec::from_slice) {
-                assert!(self.link.push_back(answer).is_ok());
-            }
+        loop {
             while let Some(answer) = self.link.pop_front() {
                 match self.client.handle_datagram(0, &answer) {
                     Ok(Some(event)) => return Some(event),
@@ -207,116 +287,187 @@ impl Pair {
                     Err(rejected) => panic!("{rejected}"),
                 }
             }
+            if !self.transmit(server) {
+                return None;
+            }
         }
-        None
+    }
+
+    /// Lets one datagram of the client and its answer through.
+    fn step(&mut self, server: &mut Server<'_>) {
+        self.transmit(server);
+        if let Some(answer) = self.link.pop_front() {
+            assert!(self.client.handle_datagram(0, &answer).is_ok());
+        }
+    }
+
+    /// Sends one datagram of the client, if it has any.
+    fn transmit(&mut self, server: &mut Server<'_>) -> bool {
+        let mut header = [0; MAX_CONTROL_LEN];
+        let Some(transmit) = self.client.poll_transmit(0, &mut header) else {
+            return false;
+        };
+        let payload = transmit.payload.map_or(0..0, |payload| payload.range);
+        let mut datagram: Vec<u8, 512> = Vec::new();
+        let head = header.get(..transmit.header_len).unwrap_or_default();
+        assert!(datagram.extend_from_slice(head).is_ok());
+        let len = datagram.len().saturating_add(payload.len());
+        assert!(datagram.resize(len, 0).is_ok());
+        let mut out = [0; ANSWER_LEN];
+        let answer = match server.handle_datagram(0, HONEST, &datagram, &mut out) {
+            Action::Answer { len, .. } => {
+                Vec::from_slice(out.get(..len).unwrap_or_default()).unwrap_or_default()
+            }
+            Action::Dispatch(request) => {
+                let done = server.complete(&request.dispatched, Ok(self.reply_len), &mut out);
+                sent(done, &out)
+            }
+            Action::Segment(segment) if segment.complete => {
+                let done = server.complete(&segment.dispatched, Ok(self.reply_len), &mut out);
+                sent(done, &out)
+            }
+            Action::Segment(segment) => {
+                let answer = out.get(..segment.answer_len).unwrap_or_default();
+                Vec::from_slice(answer).unwrap_or_default()
+            }
+            Action::Send(transmission) => sent(Some(transmission), &out),
+            Action::Ignore(_) | Action::Done => Vec::new(),
+        };
+        if !answer.is_empty() {
+            assert!(self.link.push_back(answer).is_ok());
+        }
+        true
     }
 }
 
 /// Calls `each` with the name and the bytes of each seed of `rpc_decode`'s corpus: a message of
 /// every kind as the honest client and its server send it, and the classic ways to spoil one.
 pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
-    let client_key = CLIENT_KEY;
     let session = SessionId {
         index: 0,
         generation: 1,
         epoch: CONFIG.epoch,
     };
-    let accept = Accept {
-        client_key,
-        datagram_len: 1024,
-        slots: 1,
-        idle_timeout_ms: 1000,
+    let connect = Connect {
+        client_key: CLIENT_KEY,
+        client_nonce: CLIENT_NONCE + 1,
+        datagram_len: 4096,
+        slots: 4,
+        credits: 4,
+        max_message_len: 1000,
+        tag: None,
     };
-    let refusal = |code, client_key| Message::Error(Refusal { code, client_key });
+    let another = Connect {
+        client_key: 1,
+        datagram_len: 256,
+        ..connect
+    };
+    let member = Connect {
+        tag: Some(KEY.connect_tag(&connect)),
+        ..connect
+    };
+    let accept = Accept {
+        client_nonce: connect.client_nonce,
+        server_nonce: 0,
+        datagram_len: 256,
+        slots: 4,
+        credits: 4,
+        max_message_len: 1000,
+        idle_timeout_ms: 1000,
+        tag: None,
+    };
+    let keyed = Accept {
+        server_nonce: 5,
+        tag: Some([0; 16]),
+        ..accept
+    };
+    let keyed = Accept {
+        tag: Some(KEY.accept_tag(session, &keyed)),
+        ..keyed
+    };
+    let ask = |part| Message::Request {
+        rpc_id: RPC_ID,
+        part,
+    };
+    let part = |offset, payload| Part {
+        message_len: LONG,
+        offset,
+        payload,
+    };
+    let of_connect = |code, reason| {
+        Message::Error(Refusal {
+            code,
+            reason,
+            client_nonce: connect.client_nonce,
+        })
+    };
+    let error = |code| Message::Error(Refusal::new(code));
+    let none = SessionId::NONE;
+    let zeros = &[0; 216][..];
+    let message_len = LONG;
     let seeds = [
-        (
-            "connect",
-            SessionId::NONE,
-            0,
-            Message::Connect(Connect {
-                client_key,
-                datagram_len: 4096,
-            }),
-        ),
-        (
-            "connect-of-another",
-            SessionId::NONE,
-            0,
-            Message::Connect(Connect {
-                client_key: 1,
-                datagram_len: 256,
-            }),
-        ),
+        ("connect", none, 0, Message::Connect(connect)),
+        ("connect-of-another", none, 0, Message::Connect(another)),
+        ("connect-of-a-member", none, 0, Message::Connect(member)),
         ("accept", session, 0, Message::Accept(accept)),
-        ("confirm", session, 0, Message::Confirm),
+        ("accept-of-a-member", session, 0, Message::Accept(keyed)),
         (
-            "request-empty",
+            "confirm",
+            session,
+            0,
+            Message::Confirm(Confirm { tag: [0; 16] }),
+        ),
+        ("request-empty", session, 1, ask(Part::whole(b""))),
+        ("request-payload", session, 1, ask(Part::whole(b"payload"))),
+        ("request-next", session, 3, ask(Part::whole(b""))),
+        ("request-first-part", session, 3, ask(part(0, zeros))),
+        ("request-last-part", session, 2, ask(part(432, &[0; 168]))),
+        ("reply", session, 1, Message::Reply(Part::whole(b"payload"))),
+        ("reply-first-part", session, 1, Message::Reply(part(0, zeros))),
+        ("reply-next-part", session, 1, Message::Reply(part(216, zeros))),
+        (
+            "credit-return",
             session,
             1,
-            Message::Request {
-                rpc_id: RPC_ID,
-                payload: b"",
+            Message::CreditReturn {
+                message_len,
+                offset: 216,
             },
         ),
         (
-            "request-payload",
-            session,
-            1,
-            Message::Request {
-                rpc_id: RPC_ID,
-                payload: b"payload",
-            },
-        ),
-        (
-            "request-next",
+            "fetch",
             session,
             2,
-            Message::Request {
-                rpc_id: RPC_ID,
-                payload: b"",
+            Message::Fetch {
+                message_len,
+                offset: 216,
             },
         ),
-        (
-            "reply",
-            session,
-            1,
-            Message::Reply {
-                payload: b"payload",
-            },
-        ),
-        (
-            "error-no-such-rpc",
-            session,
-            1,
-            refusal(ErrorCode::NoSuchRpc, 0),
-        ),
+        ("error-no-such-rpc", session, 1, error(ErrorCode::NoSuchRpc)),
         (
             "error-no-such-session",
             session,
             1,
-            refusal(ErrorCode::NoSuchSession, 0),
+            error(ErrorCode::NoSuchSession),
         ),
+        ("error-busy", none, 0, of_connect(ErrorCode::Busy, None)),
         (
-            "error-busy",
-            SessionId::NONE,
+            "error-wrong-key",
+            none,
             0,
-            refusal(ErrorCode::Busy, client_key),
+            of_connect(ErrorCode::NotAuthorised, Some(Reason::WrongKey)),
         ),
-        (
-            "error-bad-version",
-            SessionId::NONE,
-            0,
-            refusal(ErrorCode::BadVersion, 0),
-        ),
+        ("error-bad-version", none, 0, error(ErrorCode::BadVersion)),
         ("disconnect", session, 0, Message::Disconnect),
         ("ping", session, 1, Message::Ping),
         ("pong", session, 1, Message::Pong),
     ];
     for (name, session, request, message) in seeds {
-        let mut bytes = [0; 128];
+        let mut bytes = [0; 512];
         let datagram = Datagram {
             session,
             request: RequestId(request),
+            slot: 0,
             message,
         };
         let sent = datagram
@@ -337,8 +488,8 @@ pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
                     "request-truncated",
                     sent.get(..HEADER_LEN - 1).unwrap_or_default(),
                 );
-                spoil(sent, 29, 1);
-                each("request-segmented", sent);
+                spoil(sent, 31, 1);
+                each("request-too-long", sent);
             }
             _ => {}
         }

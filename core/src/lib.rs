@@ -13,8 +13,8 @@
 //! | module | holds | does not hold |
 //! |---|---|---|
 //! | [`wire`] | the bytes of a datagram, parsed once and checked completely | what a datagram means for a session |
-//! | [`session`] | identities and the bounded table of sessions | calls |
-//! | [`rpc`] | the two endpoints: handshake, calls, retransmission, at-most-once execution | queue pairs, threads, time |
+//! | [`session`] | identities, proofs of membership, the bounded tables of sessions and slots | calls |
+//! | [`rpc`] | the two endpoints: handshake, windows of calls, segmentation, retransmission, at-most-once execution | queue pairs, threads, time |
 //! | [`sync`] | the lock-free structures, the only `unsafe` code here | anything that could live elsewhere |
 //! | [`histogram`] | latencies in constant memory | formatting of reports |
 //!
@@ -30,6 +30,8 @@
 #[cfg(any(test, rdma_loom))]
 extern crate std;
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod histogram;
 pub mod rpc;
 pub mod session;

@@ -30,5 +30,5 @@ fn the_corpus_of_rpc_decode_replays() {
         fuzzing::rpc_decode(&fs::read(file.unwrap().path()).unwrap());
         replayed += 1;
     }
-    assert!(replayed >= 18, "{replayed} seeds");
+    assert!(replayed >= 27, "{replayed} seeds");
 }
