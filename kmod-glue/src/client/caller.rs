@@ -23,16 +23,16 @@ use crate::thread::{now_ns, random, Event};
 
 /// Before the first retransmission, until a round trip has been measured.
 const RTO_INITIAL_NS: u64 = 100_000_000;
-/// The kernel's timer is this coarse.
-const RTO_MIN_NS: u64 = 8_000_000;
-/// However often it has doubled: a lost datagram is found out ten times in the silence after which the server is looked for.
-const RTO_MAX_NS: u64 = 200_000_000;
+/// Longer than a busy virtual machine leaves a thread waiting: what is repeated too soon is work for nothing.
+const RTO_MIN_NS: u64 = 20_000_000;
+/// Longer than a thousand synchronous callers queue at one server.
+const RTO_MAX_NS: u64 = 1_000_000_000;
 const CONNECT_TIMEOUT_NS: u64 = 8_000_000_000;
 /// A call is given up only with its server, which [`SILENCE_NS`] finds out: this is for a server that is there but does
 /// not answer.
 const CALL_TIMEOUT_NS: u64 = 60_000_000_000;
 /// Silence after which to look whether the server is still there.
-const SILENCE_NS: u64 = 2_000_000_000;
+const SILENCE_NS: u64 = 3_000_000_000;
 /// Between two looks for a server that was lost.
 const LOOK_INTERVAL_NS: u64 = 250_000_000;
 /// A server that was lost must be back within this.
