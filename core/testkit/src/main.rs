@@ -38,7 +38,7 @@ pub struct Options {
     /// Percent of datagrams that arrive twice
     #[arg(long, default_value_t = 10.0, value_parser = percent)]
     duplication: f64,
-    /// Percent of datagrams that others overtake by up to 0.1 ms
+    /// Percent of datagrams that others overtake by up to 0.1 ms, or 3 ms with --crash-every
     #[arg(long, default_value_t = 10.0, value_parser = percent)]
     reordering: f64,
     /// Percent of datagrams that are damaged
@@ -47,7 +47,8 @@ pub struct Options {
     /// Let damaged datagrams arrive, which a NIC does not; only safety is judged then
     #[arg(long)]
     damaged_arrive: bool,
-    /// After each so many µs of virtual time, crash the server or a client, for up to 5 ms, up to
+    /// After each so many µs of virtual time, crash the server or a client for up to 5 ms, or have
+    /// a client leave, up to
     /// 100 times a run; calls may end without their answer then, and none may be executed twice
     #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1..))]
     crash_every: Option<u64>,

@@ -21,7 +21,7 @@ pub struct Faults {
     pub loss: Chance,
     /// A datagram arrives twice, the second time after its own delay.
     pub duplication: Chance,
-    /// A datagram takes up to `detour_ns` longer, so that others overtake it.
+    /// A datagram, and its double, take up to `detour_ns` longer, so that others overtake them.
     pub reordering: Chance,
     /// One to eight of a datagram's bits are turned over.
     pub corruption: Chance,
@@ -242,7 +242,7 @@ impl Network {
             if self.faults.jitter_ns > 0 {
                 arrives_ns += self.random.below(self.faults.jitter_ns + 1);
             }
-            if detour && copy == 0 {
+            if detour {
                 arrives_ns += self.random.below(self.faults.detour_ns + 1);
             }
             let buffer = self.buffer(header, payload);

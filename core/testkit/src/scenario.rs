@@ -73,7 +73,8 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Crashes that come again and again: of the server one time in four, otherwise of a client.
+/// Crashes that come again and again: of the server one time in four, otherwise of a client. Every
+/// other client leaves its session with a word instead, and opens another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crashes {
     /// How long nobody crashes.
@@ -107,7 +108,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Runs it to its end. Without crashes and damage every call must end in its answer.
+    /// Runs it to its end. Without crashes, damage and impatience every call must end in its answer.
     pub fn run(&self, keep_trace: bool) -> Result<Report, Box<Failure>> {
         let lives = 1 + self.crashes.map_or(0, |crashes| crashes.times);
         let mut server_memory = ServerMemory::new(&self.settings, lives);
@@ -132,7 +133,9 @@ impl Load {
             world.order(address, order);
         }
         let done = self.course(&mut world).and_then(|()| {
-            let excused = self.crashes.is_some() || self.faults.damaged_arrive;
+            let excused = self.crashes.is_some()
+                || self.faults.damaged_arrive
+                || self.settings.is_impatient();
             world.oracle.settle(!excused)?;
             let tally = &world.oracle.tally;
             let unserved = u64::from(self.clients).saturating_sub(tally.sessions);
@@ -157,6 +160,10 @@ impl Load {
                     0 => SERVER,
                     _ => 1 + random.below(self.clients.into()) as Address,
                 };
+                if victim != SERVER && random.below(2) == 0 {
+                    world.leave(victim);
+                    continue;
+                }
                 let most_ns = [crashes.down_ns, 10_000][random.below(2) as usize];
                 world.crash(victim);
                 world.run_until(world.now_ns() + random.below(most_ns))?;
@@ -187,6 +194,8 @@ pub enum Step {
     HealServer,
     /// A client loses its state and is gone.
     CrashClient(u32),
+    /// A client ends its session, and opens another one.
+    LeaveClient(u32),
     /// A client that is gone begins again.
     RestartClient(u32),
     /// The server loses its state and is gone.
@@ -204,7 +213,11 @@ impl Step {
             }
             Self::Wires(faults) => faults.damaged_arrive,
             Self::RestartClient(_) | Self::RestartServer => false,
-            Self::CutClient(_) | Self::CutServer | Self::CrashClient(_) | Self::CrashServer => true,
+            Self::CutClient(_)
+            | Self::CutServer
+            | Self::CrashClient(_)
+            | Self::LeaveClient(_)
+            | Self::CrashServer => true,
         }
     }
 }
@@ -226,7 +239,7 @@ pub struct Script {
 }
 
 impl Script {
-    /// Plays it. Unless a cut, a crash or damage excuses it, every call must end in its answer.
+    /// Plays it. Unless a cut, a crash, damage or impatience excuses it, every call must end in its answer.
     pub fn play(&self, keep_trace: bool) -> Result<Report, Box<Failure>> {
         // As many lives as crashes could begin.
         let lives = 1 + self.steps.len() as u32;
@@ -247,7 +260,7 @@ impl Script {
             world.add(Reception::INSTANT, Box::new(client));
         }
         let done = self.course(&mut world).and_then(|()| {
-            let excused = self.steps.iter().any(Step::excuses);
+            let excused = self.settings.is_impatient() || self.steps.iter().any(Step::excuses);
             world.oracle.settle(!excused)
         });
         judge(self.seed, &world, done)
@@ -281,6 +294,7 @@ impl Script {
             Step::CutServer => world.set_side(SERVER, u32::MAX),
             Step::HealServer => world.set_side(SERVER, 0),
             Step::CrashClient(number) => world.crash(client(number)),
+            Step::LeaveClient(number) => world.leave(client(number)),
             Step::RestartClient(number) => world.restart(client(number)),
             Step::CrashServer => world.crash(SERVER),
             Step::RestartServer => world.restart(SERVER),

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 use mitosis_testkit::endpoint::Settings;
+use mitosis_testkit::network::Faults;
 use mitosis_testkit::random::{Chance, Random};
 use mitosis_testkit::scenario::{Crashes, Failure, Load, Report, MS};
 use mitosis_testkit::world::Order;
@@ -141,7 +142,13 @@ fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
             sessions: clients,
             ..Settings::PATIENT
         },
-        faults: options.faults(),
+        faults: Faults {
+            // Long enough for what a session leaves behind to meet the next one.
+            detour_ns: options
+                .crash_every
+                .map_or(Faults::NONE.detour_ns, |_| 3 * MS),
+            ..options.faults()
+        },
         reception: options.reception(),
         crashes: options.crash_every.map(|every_us| Crashes {
             every_ns: every_us * 1000,

@@ -74,6 +74,8 @@ pub trait Endpoint {
     fn next_wake_ns(&self) -> Option<u64>;
     /// It is told to make calls.
     fn order(&mut self, port: &mut Port<'_>, order: Order);
+    /// It is told to end its session and to open another one.
+    fn leave(&mut self, port: &mut Port<'_>);
 }
 
 /// What an endpoint has of the world while it acts.
@@ -193,6 +195,13 @@ impl<'a> World<'a> {
     pub fn order(&mut self, address: Address, order: Order) {
         if self.network.is_up(address) {
             self.act(address, |endpoint, port| endpoint.order(port, order));
+        }
+    }
+
+    /// Tells an endpoint to end its session and to open another one.
+    pub fn leave(&mut self, address: Address) {
+        if self.network.is_up(address) {
+            self.act(address, |endpoint, port| endpoint.leave(port));
         }
     }
 

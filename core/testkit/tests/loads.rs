@@ -60,10 +60,10 @@ fn nothing_is_executed_twice_whoever_crashes() {
             down_ns: MS,
             times: 20,
         });
-        total.add(&run(&Load {
-            crashes,
-            ..load(seed)
-        }));
+        let mut load = load(seed);
+        load.crashes = crashes;
+        load.faults.detour_ns = 3 * MS;
+        total.add(&run(&load));
     }
     let tally = total.tally;
     assert_eq!((tally.ended(), tally.executed_twice), (10_000, 0));

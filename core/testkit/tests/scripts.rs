@@ -39,17 +39,28 @@ fn calls() -> impl Strategy<Value = Step> {
 
 fn wires() -> impl Strategy<Value = Faults> {
     let few = || 0..30_u32;
-    (0..45_u32, few(), few(), few(), 0..1_000_u64, 0..5_000_u64).prop_map(
-        |(loss, duplication, reordering, corruption, delay_us, rate)| Faults {
-            loss: Chance::percent(loss.into()),
-            duplication: Chance::percent(duplication.into()),
-            reordering: Chance::percent(reordering.into()),
-            corruption: Chance::percent(f64::from(corruption) / 10.0),
-            delay_ns: delay_us * 1_000,
-            bytes_per_us: rate,
-            ..Faults::NONE
-        },
+    let detour_us = prop_oneof![Just(100_u64), Just(3_000), Just(100_000)];
+    (
+        0..45_u32,
+        few(),
+        few(),
+        few(),
+        0..1_000_u64,
+        0..5_000_u64,
+        detour_us,
     )
+        .prop_map(
+            |(loss, duplication, reordering, corruption, delay_us, rate, detour_us)| Faults {
+                detour_ns: detour_us * 1_000,
+                loss: Chance::percent(loss.into()),
+                duplication: Chance::percent(duplication.into()),
+                reordering: Chance::percent(reordering.into()),
+                corruption: Chance::percent(f64::from(corruption) / 10.0),
+                delay_ns: delay_us * 1_000,
+                bytes_per_us: rate,
+                ..Faults::NONE
+            },
+        )
 }
 
 /// What excuses nothing: every call must end in its answer.
@@ -70,6 +81,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => Just(Step::HealServer),
         1 => (0..4_u32).prop_map(Step::CrashClient),
         1 => (0..4_u32).prop_map(Step::RestartClient),
+        1 => (0..4_u32).prop_map(Step::LeaveClient),
         1 => Just(Step::CrashServer),
         2 => Just(Step::RestartServer),
     ]
@@ -113,7 +125,7 @@ fn play(script: &Script) -> Result<Report, TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn while_nobody_crashes_every_call_is_answered(script in script(settings(), calm())) {

@@ -13,7 +13,8 @@ use crate::oracle::{Outcome, Violation};
 use crate::random::Random;
 use crate::world::{Endpoint, Order, Port};
 
-/// How long a client waits before it tries to open a session once more.
+/// How long a client waits at most before it tries to open a session once more. Every other time
+/// it waits for less than a hundredth, so that what belonged to the old session meets the new one.
 const RECONNECT_NS: u64 = MS;
 
 /// The tables of one client for each of its lives: a crash leaves them behind.
@@ -171,16 +172,32 @@ impl Endpoint for SimulatedClient<'_> {
             running.pump(port, &mut self.wanted);
         }
     }
+
+    fn leave(&mut self, port: &mut Port<'_>) {
+        if let Some(running) = &mut self.running {
+            running.leave(port);
+        }
+    }
 }
 
 impl Running<'_> {
+    /// The calls that are outstanding end with the session, and nobody is told.
+    fn leave(&mut self, port: &mut Port<'_>) {
+        for call in self.slots.iter_mut().filter_map(|slot| slot.call.take()) {
+            port.oracle.abandoned(call.id);
+        }
+        self.client.disconnect();
+        self.transmit(port);
+        self.connect_later(port.now_ns());
+    }
+
     fn handle(&mut self, port: &mut Port<'_>, event: Event, datagram: &[u8]) {
         port.note(|| format!("is told {event:?}"));
         match event {
             Event::Connected => port.oracle.tally.sessions += 1,
             Event::Refused(_) | Event::ConnectTimedOut => {
                 port.oracle.tally.unopened += 1;
-                self.connect_at_ns = Some(port.now_ns() + RECONNECT_NS);
+                self.connect_later(port.now_ns());
             }
             Event::Reply {
                 request,
@@ -212,9 +229,14 @@ impl Running<'_> {
                     let request = call.map_or(RequestId(0), |call| call.request);
                     self.end(port, request, slot, Outcome::Closed, true);
                 }
-                self.connect_at_ns = Some(port.now_ns() + RECONNECT_NS);
+                self.connect_later(port.now_ns());
             }
         }
+    }
+
+    fn connect_later(&mut self, now_ns: u64) {
+        let most_ns = [RECONNECT_NS / 100, RECONNECT_NS][self.random.below(2) as usize];
+        self.connect_at_ns = Some(now_ns + self.random.below(most_ns));
     }
 
     /// Puts a part of a reply to the others and, if it is the last, checks the whole.
@@ -269,7 +291,6 @@ impl Running<'_> {
 
     /// Begins calls while there is room, and sends what there is to send.
     fn pump(&mut self, port: &mut Port<'_>, wanted: &mut VecDeque<Order>) {
-        let now_ns = port.now_ns();
         while let Some(order) = wanted.front_mut() {
             if order.count == 0 {
                 wanted.pop_front();
@@ -285,6 +306,11 @@ impl Running<'_> {
             let drawn = order.draw(&mut self.random);
             self.begin(port, slot, drawn);
         }
+        self.transmit(port);
+    }
+
+    fn transmit(&mut self, port: &mut Port<'_>) {
+        let now_ns = port.now_ns();
         let mut header = [0; MAX_CONTROL_LEN];
         while let Some(transmit) = self.client.poll_transmit(now_ns, &mut header) {
             let payload = transmit.payload.as_ref().map_or(&[][..], |payload| {

@@ -78,6 +78,11 @@ impl Settings {
         ..Self::PATIENT
     };
 
+    /// Whether a call may end without its answer only because it takes long.
+    pub fn is_impatient(&self) -> bool {
+        self.call_timeout_ns < Self::PATIENT.call_timeout_ns
+    }
+
     /// The key of a run.
     fn cluster_key(&self, seed: u64) -> Option<ClusterKey> {
         let mut key = [0; 16];

@@ -131,6 +131,9 @@ impl Endpoint for SimulatedServer<'_> {
 
     /// A server makes no calls.
     fn order(&mut self, _port: &mut Port<'_>, _order: Order) {}
+
+    /// A server has no session of its own.
+    fn leave(&mut self, _port: &mut Port<'_>) {}
 }
 
 impl Running<'_> {
