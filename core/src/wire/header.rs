@@ -77,6 +77,54 @@ struct Fields {
 
 const _: () = assert!(size_of::<Fields>() == LEN);
 
+/// A datagram looked at where it lies, for the commonest kinds: reads each field at most once, and
+/// checks nothing that is not asked for. Whatever is out of the ordinary is left to
+/// [`Datagram::parse`](super::Datagram::parse).
+#[derive(Clone, Copy)]
+pub(crate) struct Glance<'d> {
+    fields: &'d Fields,
+    pub(crate) payload: &'d [u8],
+}
+
+impl<'d> Glance<'d> {
+    /// A whole message of this kind, in one datagram.
+    #[inline(always)]
+    pub(crate) fn whole(datagram: &'d [u8], kind: Kind) -> Option<Self> {
+        let [low, high] = MAGIC.to_le_bytes();
+        let (fields, payload) = Fields::ref_from_prefix(datagram).ok()?;
+        let payload_len = fields.payload_len_bytes.get();
+        let whole = datagram.first_chunk() == Some(&[low, high, VERSION, kind as u8])
+            && fields.offset_bytes.get() == 0
+            && fields.message_len_bytes.get() == u32::from(payload_len)
+            && payload.len() == usize::from(payload_len);
+        whole.then_some(Self { fields, payload })
+    }
+
+    #[inline(always)]
+    pub(crate) fn session(&self) -> SessionId {
+        SessionId {
+            index: self.fields.session_index.get(),
+            generation: self.fields.session_generation.get(),
+            epoch: self.fields.server_epoch.get(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn request(&self) -> u64 {
+        self.fields.request_id.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn code(&self) -> u32 {
+        self.fields.code.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> u16 {
+        self.fields.slot.get()
+    }
+}
+
 /// A header whose magic number, version and kind are known to be right. What its other fields may
 /// be depends on the kind; [`Datagram::parse`](super::Datagram::parse) checks that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,6 +25,7 @@ pub use connect::Connect;
 pub(crate) use datagram::part_len;
 pub use datagram::{Datagram, Message, Part};
 pub use error::{ErrorCode, Reason, Refusal};
+pub(crate) use header::Glance;
 pub use header::{Header, Kind};
 pub use malformed::Malformed;
 

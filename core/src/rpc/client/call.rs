@@ -113,15 +113,16 @@ impl CallSlot {
         let offset = self.next;
         let message_len = self.message_len();
         let len = part_len(message_len, offset, limit);
-        let end = offset.saturating_add(len);
+        // Both lie in a message of at most MAX_MESSAGE bytes.
+        let end = offset.wrapping_add(len);
         let again = offset < self.resent_end;
         self.next = end;
-        self.in_flight = self.in_flight.saturating_add(1);
+        self.in_flight = self.in_flight.wrapping_add(1);
         if self.sampled_at_ns == 0 && !again {
             self.sampled_at_ns = now_ns.max(1);
             self.sample_end = end;
         }
-        self.resend_at_ns = now_ns.saturating_add(trip.interval_ns(self.doublings));
+        self.resend_at_ns = now_ns.wrapping_add(trip.interval_ns(self.doublings));
         let last = end >= message_len;
         let outgoing = match self.phase {
             Phase::Asking => {
@@ -131,6 +132,17 @@ impl CallSlot {
             Phase::Fetching => Outgoing::Wish { offset },
         };
         (outgoing, last)
+    }
+
+    /// Takes a whole reply to a request that has been sent, and returns how many credits that
+    /// returned.
+    #[inline(always)]
+    pub(super) fn answer(&mut self, now_ns: u64, trip: &mut RoundTrip) -> Option<u16> {
+        if self.phase != Phase::Asking || !self.all_sent {
+            return None;
+        }
+        self.measure(now_ns, u32::MAX, trip);
+        Some(self.in_flight)
     }
 
     /// Takes a part of the reply.
@@ -250,7 +262,7 @@ impl CallSlot {
     #[inline]
     fn measure(&mut self, now_ns: u64, end: u32, trip: &mut RoundTrip) {
         if self.sampled_at_ns != 0 && end >= self.sample_end {
-            trip.measured(now_ns.saturating_sub(self.sampled_at_ns));
+            trip.measured(now_ns.wrapping_sub(self.sampled_at_ns));
             self.sampled_at_ns = 0;
             self.doublings = 0;
         } else if self.doublings != 0 {

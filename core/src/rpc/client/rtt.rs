@@ -3,6 +3,9 @@
 /// Doublings are counted up to here; `max_ns` ends them long before.
 const MAX_DOUBLINGS: u8 = 32;
 
+/// No interval is longer: 18 minutes.
+const LONGEST_NS: u64 = 1 << 40;
+
 /// Round-trip time, measured and smoothed.
 #[derive(Clone, Debug)]
 pub(super) struct RoundTrip {
@@ -20,7 +23,7 @@ pub(super) struct RoundTrip {
 
 impl RoundTrip {
     pub(super) fn new(initial_ns: u64, min_ns: u64, max_ns: u64) -> Self {
-        let max_ns = max_ns.max(1);
+        let max_ns = max_ns.clamp(1, LONGEST_NS);
         let min_ns = min_ns.clamp(1, max_ns);
         Self {
             smoothed8_ns: 0,
@@ -35,21 +38,25 @@ impl RoundTrip {
     /// Takes the time between a datagram and its answer, where the datagram was sent once.
     #[inline]
     pub(super) fn measured(&mut self, round_trip_ns: u64) {
-        let sample_ns = round_trip_ns.max(1).min(self.max_ns);
+        // At most LONGEST_NS, so that no sum below comes near an overflow.
+        let sample_ns = round_trip_ns.clamp(1, self.max_ns);
         if self.smoothed8_ns == 0 {
-            self.smoothed8_ns = sample_ns.saturating_mul(8);
-            self.deviation4_ns = sample_ns.saturating_mul(2);
+            self.smoothed8_ns = sample_ns.wrapping_mul(8);
+            self.deviation4_ns = sample_ns.wrapping_mul(2);
         } else {
             let smoothed_ns = self.smoothed8_ns >> 3;
             let off_ns = smoothed_ns.abs_diff(sample_ns);
-            self.deviation4_ns = (self.deviation4_ns.saturating_sub(self.deviation4_ns >> 2))
-                .saturating_add(off_ns);
+            let forgotten_ns = self.deviation4_ns >> 2;
+            self.deviation4_ns = self
+                .deviation4_ns
+                .wrapping_sub(forgotten_ns)
+                .wrapping_add(off_ns);
             self.smoothed8_ns = self
                 .smoothed8_ns
-                .saturating_sub(smoothed_ns)
-                .saturating_add(sample_ns);
+                .wrapping_sub(smoothed_ns)
+                .wrapping_add(sample_ns);
         }
-        let interval_ns = (self.smoothed8_ns >> 3).saturating_add(self.deviation4_ns);
+        let interval_ns = (self.smoothed8_ns >> 3).wrapping_add(self.deviation4_ns);
         self.interval_ns = interval_ns.max(self.min_ns).min(self.max_ns);
         self.doublings = 0;
     }

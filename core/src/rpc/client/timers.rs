@@ -91,10 +91,11 @@ impl Client<'_> {
     }
 
     /// No call is outstanding (any more).
-    #[inline]
+    #[inline(always)]
     pub(super) fn rest(&mut self, now_ns: u64) {
-        self.resend_at_ns = now_ns.saturating_add(self.idle_interval_ns());
-        self.deadline_ns = now_ns.saturating_add(self.idle_timeout_ns);
+        // A timeout of 32 bits of milliseconds cannot overflow the clock.
+        self.resend_at_ns = now_ns.wrapping_add(self.idle_interval_ns());
+        self.deadline_ns = now_ns.wrapping_add(self.idle_timeout_ns);
     }
 
     /// Between two Connects, or two Confirms.
@@ -104,7 +105,7 @@ impl Client<'_> {
 
     /// Pings are four to an idle timeout; but until the server has shown that it knows that we have
     /// its Accept, Confirms come at the intervals of the handshake.
-    #[inline]
+    #[inline(always)]
     fn idle_interval_ns(&self) -> u64 {
         let interval_ns = self.idle_timeout_ns / 4;
         if self.heard {

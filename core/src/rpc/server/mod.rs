@@ -27,7 +27,7 @@ use crate::session::auth::Nonces;
 use crate::session::table::{State, Table};
 use crate::session::{ClusterKey, RequestId, SessionId, MAX_SLOTS};
 use crate::wire::{
-    offered_datagram_len, Datagram, ErrorCode, Header, Kind, Malformed, Message, Part, Reason,
+    offered_datagram_len, Datagram, ErrorCode, Glance, Header, Kind, Malformed, Message, Part, Reason,
     Refusal, MAX_CONTROL_LEN, MAX_MESSAGE,
 };
 
@@ -98,6 +98,22 @@ impl<'a> Server<'a> {
     /// [`ANSWER_LEN`] bytes.
     #[inline]
     pub fn handle_datagram<'d>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        datagram: &'d [u8],
+        out: &mut [u8],
+    ) -> Action<'d> {
+        if let Some(whole) = Glance::whole(datagram, Kind::Request) {
+            if let Some(request) = self.handle_whole(now_ns, from, &whole) {
+                return Action::Dispatch(request);
+            }
+        }
+        self.handle_any(now_ns, from, datagram, out)
+    }
+
+    #[inline(never)]
+    fn handle_any<'d>(
         &mut self,
         now_ns: u64,
         from: PeerId,

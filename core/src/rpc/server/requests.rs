@@ -10,7 +10,7 @@ use crate::session::pool::State as SlotState;
 use crate::session::table::State;
 use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
 use crate::wire::{
-    part_len, Datagram, ErrorCode, Header, Kind, Message, Part, Refusal, HEADER_LEN,
+    part_len, Datagram, ErrorCode, Glance, Header, Kind, Message, Part, Refusal, HEADER_LEN,
 };
 
 /// Whose answer is to be sent.
@@ -37,9 +37,10 @@ impl Recipient {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn part_limit(session: &Session) -> u32 {
-    u32::from(session.datagram_len).saturating_sub(HEADER_LEN as u32)
+    // At least MIN_DATAGRAM long.
+    u32::from(session.datagram_len).wrapping_sub(HEADER_LEN as u32)
 }
 
 /// What becomes of a request's part.
@@ -61,7 +62,51 @@ enum Taken {
 }
 
 impl Server<'_> {
-    #[inline]
+    /// A new request of one datagram in an open session. `None` if it is anything else, of which
+    /// nothing has been taken in then.
+    #[inline(always)]
+    pub(super) fn handle_whole<'d>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        request: &Glance<'d>,
+    ) -> Option<Request<'d>> {
+        let id = request.session();
+        let number = request.slot();
+        let (session, pool) = self.table.find_with_slots(id, from)?;
+        let slot_index = session.first_slot.wrapping_add(u32::from(number));
+        let slot = pool.get_mut(slot_index)?;
+        let len = request.payload.len() as u32;
+        if session.state != State::Open
+            || number >= u16::from(session.slots)
+            || request.request() <= slot.request
+            || slot.state == SlotState::Executing
+            || len > part_limit(session)
+            || len > session.max_message_len
+            || self.going_away
+        {
+            return None;
+        }
+        session.last_heard_ns = now_ns;
+        session.executing = session.executing.wrapping_add(1);
+        slot.request = request.request();
+        slot.rpc_id = request.code();
+        slot.message_len = len;
+        slot.state = SlotState::Executing;
+        count(&mut self.counters.requests);
+        Some(Request {
+            dispatched: Dispatched {
+                session_index: id.index,
+                generation: id.generation,
+                slot_index,
+                slot: number,
+                request: RequestId(request.request()),
+            },
+            rpc_id: request.code(),
+            payload: request.payload,
+        })
+    }
+
     pub(super) fn handle_request<'d>(
         &mut self,
         now_ns: u64,
