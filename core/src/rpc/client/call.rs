@@ -262,7 +262,7 @@ impl CallSlot {
     #[inline]
     fn measure(&mut self, now_ns: u64, end: u32, trip: &mut RoundTrip) {
         if self.sampled_at_ns != 0 && end >= self.sample_end {
-            trip.measured(now_ns.wrapping_sub(self.sampled_at_ns));
+            trip.measured(now_ns.saturating_sub(self.sampled_at_ns));
             self.sampled_at_ns = 0;
             self.doublings = 0;
         } else if self.doublings != 0 {
