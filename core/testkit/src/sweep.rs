@@ -115,7 +115,7 @@ impl Progress {
     }
 }
 
-/// The run of a seed: its clients, window, datagram length and sizes differ from seed to seed.
+/// The run of a seed: its clients, window, datagram length and key differ from seed to seed.
 fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
     // The endpoints of the run draw from streams that count from 0.
     let mut random = Random::new(seed, u64::MAX);
@@ -123,6 +123,7 @@ fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
     let clients = options.clients.unwrap_or(drawn_clients);
     let slots = [1, 2, 4, 8][random.below(4) as usize];
     let datagram_len = [1024, 2048, 4096][random.below(3) as usize];
+    let keyed = random.below(2) == 0;
     Load {
         seed,
         clients,
@@ -139,7 +140,9 @@ fn load_of(seed: u64, calls: u64, options: &Options) -> Load {
         settings: Settings {
             slots,
             datagram_len,
-            sessions: clients,
+            keyed,
+            // Room for what crashed clients leave behind until it expires.
+            sessions: clients * options.crash_every.map_or(1, |_| 8),
             ..Settings::PATIENT
         },
         faults: Faults {

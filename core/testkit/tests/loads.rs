@@ -115,3 +115,22 @@ fn damaged_datagrams_that_arrive_do_not_bring_a_run_down() {
         assert!(report.tally.ended() >= 1000, "{:?}", report.tally);
     }
 }
+
+/// The longest messages that there are, over each datagram length that InfiniBand knows.
+#[test]
+fn messages_of_8_mib_arrive_whole() {
+    const LONGEST: u32 = 8 << 20;
+    for datagram_len in [1024, 2048, 4096] {
+        let mut load = load(u64::from(datagram_len));
+        load.clients = 1;
+        load.calls = 2;
+        load.order.large = Chance::NEVER;
+        load.order.failing = Chance::NEVER;
+        load.order.request_len = (LONGEST, LONGEST);
+        load.order.reply_len = (LONGEST, LONGEST);
+        load.settings.datagram_len = datagram_len;
+        load.settings.max_message_len = LONGEST;
+        load.faults.loss = Chance::percent(5.0);
+        assert_eq!(run(&load).tally.replied, 2);
+    }
+}
