@@ -126,7 +126,9 @@ fn survives(client: &mut Client<'_>, bytes: &[u8]) {
             let mut sent: Vec<u8, 512> = Vec::new();
             let head = header.get(..transmit.header_len).unwrap_or_default();
             assert!(sent.extend_from_slice(head).is_ok());
-            assert!(sent.resize(sent.len().saturating_add(payload.len()), 0).is_ok());
+            assert!(sent
+                .resize(sent.len().saturating_add(payload.len()), 0)
+                .is_ok());
             assert!(Datagram::parse(&sent).is_ok());
             assert!(client.in_flight() <= client.granted().credits);
         }
@@ -183,7 +185,10 @@ fn injected(server: &mut Server<'_>, from: u32, bytes: &[u8]) {
         Action::Dispatch(request) => {
             assert_eq!(owner, Some(from), "a session serves its owner alone");
             let len = request.payload.len() as u32;
-            sent(server.complete(&request.dispatched, Ok(len), &mut out), &out);
+            sent(
+                server.complete(&request.dispatched, Ok(len), &mut out),
+                &out,
+            );
         }
         Action::Segment(segment) => {
             assert_eq!(owner, Some(from), "a session serves its owner alone");
@@ -423,8 +428,18 @@ pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
         ("request-first-part", session, 3, ask(part(0, zeros))),
         ("request-last-part", session, 2, ask(part(432, &[0; 168]))),
         ("reply", session, 1, Message::Reply(Part::whole(b"payload"))),
-        ("reply-first-part", session, 1, Message::Reply(part(0, zeros))),
-        ("reply-next-part", session, 1, Message::Reply(part(216, zeros))),
+        (
+            "reply-first-part",
+            session,
+            1,
+            Message::Reply(part(0, zeros)),
+        ),
+        (
+            "reply-next-part",
+            session,
+            1,
+            Message::Reply(part(216, zeros)),
+        ),
         (
             "credit-return",
             session,

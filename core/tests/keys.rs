@@ -51,7 +51,9 @@ fn answer_to(network: &mut Network, place: usize, datagram: &[u8]) -> Vec<u8> {
     let mut out = [0; MAX_CONTROL_LEN];
     let peer = network.peers[place].id;
     let now_ns = network.now_ns;
-    let action = network.server.handle_datagram(now_ns, peer, datagram, &mut out);
+    let action = network
+        .server
+        .handle_datagram(now_ns, peer, datagram, &mut out);
     match action {
         mitosis_core::rpc::server::Action::Answer { len, .. } => out[..len].to_vec(),
         _ => Vec::new(),
@@ -76,14 +78,26 @@ fn others_are_refused_with_the_reason() {
     let wrong = add(&mut network, Some(OTHER));
     let missing = add(&mut network, None);
     assert!(not_authorised(&network.connect(wrong), Reason::WrongKey));
-    assert!(not_authorised(&network.connect(missing), Reason::KeyRequired));
+    assert!(not_authorised(
+        &network.connect(missing),
+        Reason::KeyRequired
+    ));
     let mut open = Network::new(4);
     let superfluous = add(&mut open, Some(KEY));
-    assert!(not_authorised(&open.connect(superfluous), Reason::NoKeyHere));
+    assert!(not_authorised(
+        &open.connect(superfluous),
+        Reason::NoKeyHere
+    ));
     let counters = network.server.counters();
-    assert_eq!((counters.refused_wrong_key, counters.refused_key_required), (1, 1));
+    assert_eq!(
+        (counters.refused_wrong_key, counters.refused_key_required),
+        (1, 1)
+    );
     assert_eq!(open.server.counters().refused_no_key_here, 1);
-    assert_eq!(network.server.live_sessions() + open.server.live_sessions(), 0);
+    assert_eq!(
+        network.server.live_sessions() + open.server.live_sessions(),
+        0
+    );
 }
 
 #[test]
@@ -115,7 +129,10 @@ fn every_bit_of_an_accept_is_vouched_for() {
         changed[bit / 8] ^= 1 << (bit % 8);
         assert!(client.handle_datagram(0, &changed).is_err(), "bit {bit}");
     }
-    assert_eq!(client.handle_datagram(0, &accept), Ok(Some(Event::Connected)));
+    assert_eq!(
+        client.handle_datagram(0, &accept),
+        Ok(Some(Event::Connected))
+    );
 }
 
 #[test]
@@ -162,7 +179,10 @@ fn a_replayed_connect_yields_a_session_that_nobody_can_open() {
     let connect = next_of(&mut network, place);
     let accept = answer_to(&mut network, place, &connect);
     let client = &mut network.peers[place].client;
-    assert_eq!(client.handle_datagram(0, &accept), Ok(Some(Event::Connected)));
+    assert_eq!(
+        client.handle_datagram(0, &accept),
+        Ok(Some(Event::Connected))
+    );
     let confirm = next_of(&mut network, place);
     assert!(!answer_to(&mut network, place, &confirm).is_empty());
     network.peers[place].client.disconnect();
@@ -199,7 +219,12 @@ fn a_replayed_connect_yields_a_session_that_nobody_can_open() {
         message_len: 2000,
         offset: 984,
     };
-    for (number, message) in [(1, request), (1, fetch), (0, Message::Ping), (0, Message::Disconnect)] {
+    for (number, message) in [
+        (1, request),
+        (1, fetch),
+        (0, Message::Ping),
+        (0, Message::Disconnect),
+    ] {
         network.serve(place, &bytes_of(session, number, 0, message));
         assert_eq!(network.rejected.last(), Some(&Rejected::Unconfirmed));
     }
@@ -260,7 +285,10 @@ fn a_member_finds_its_way_back_after_a_restart() {
         cluster_key: Some(KEY),
         ..SERVER
     });
-    assert!(matches!(network.call(place, ECHO, b"x"), Event::Closed { .. }));
+    assert!(matches!(
+        network.call(place, ECHO, b"x"),
+        Event::Closed { .. }
+    ));
     assert_eq!(network.connect(place), [Event::Connected]);
     assert!(is_reply(&network.call(place, ECHO, b"x")));
 }

@@ -87,7 +87,10 @@ fn any_part_can_be_lost_once() {
                 false => Fate::Arrives,
             });
             let payload = bytes(5 * 984 + 1);
-            assert!(is_reply(&network.call(place, ECHO, &payload)), "{kind:?} {lost}");
+            assert!(
+                is_reply(&network.call(place, ECHO, &payload)),
+                "{kind:?} {lost}"
+            );
             assert_eq!(network.executed, [(ECHO, payload)]);
             assert_eq!(network.peers[place].client.in_flight(), 0);
         }
@@ -124,7 +127,10 @@ fn a_late_handler_is_waited_for_and_runs_once() {
     network.start_call(place, ECHO, &payload);
     assert_eq!(network.pass(300 * MS), []);
     assert!(network.sent(Kind::Request) > 4, "the last part is repeated");
-    assert_eq!(network.server.counters().ignored_executing, u64::from(network.sent(Kind::Request)) - 4);
+    assert_eq!(
+        network.server.counters().ignored_executing,
+        u64::from(network.sent(Kind::Request)) - 4
+    );
     assert_eq!(network.pending.len(), 1);
     network.finish(0);
     assert!(is_reply(&network.events_of(place)[0]));
@@ -138,7 +144,10 @@ fn a_call_that_is_given_up_leaves_its_slot_to_the_next() {
         network.late = true;
         network.start_call(place, ECHO, &bytes(len));
         let request = RequestId(1);
-        assert_eq!(network.events_of(place), [Event::TimedOut { request, slot: 0 }]);
+        assert_eq!(
+            network.events_of(place),
+            [Event::TimedOut { request, slot: 0 }]
+        );
         // The handler still runs: the slot's next call waits for it, unanswered.
         network.start_call(place, ECHO, &bytes(len + 1));
         network.pass(20 * MS);
@@ -157,11 +166,16 @@ fn half_a_request_is_forgotten_when_the_next_begins() {
     network.start_call(place, ECHO, &bytes(3000));
     // Only the first part arrives.
     let sent = network.sent(Kind::Request);
-    network.fate = Box::new(move |kind, nth| match kind == Kind::Request && nth > sent + 1 {
-        true => Fate::Lost,
-        false => Fate::Arrives,
-    });
-    assert!(matches!(network.events_of(place)[..], [Event::TimedOut { .. }]));
+    network.fate = Box::new(
+        move |kind, nth| match kind == Kind::Request && nth > sent + 1 {
+            true => Fate::Lost,
+            false => Fate::Arrives,
+        },
+    );
+    assert!(matches!(
+        network.events_of(place)[..],
+        [Event::TimedOut { .. }]
+    ));
     network.fate = lose(Kind::Request, 0);
     for len in [2500, 10] {
         assert!(is_reply(&network.call(place, ECHO, &bytes(len))));
@@ -223,7 +237,11 @@ fn a_restart_amid_a_window_names_every_lost_call() {
     assert_eq!(error.code, ErrorCode::NoSuchSession);
     assert_eq!(lost.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     assert_eq!(network.connect(place), [Event::Connected]);
-    assert_eq!(network.start_call(place, ECHO, b"y"), RequestId(6), "the numbers go on");
+    assert_eq!(
+        network.start_call(place, ECHO, b"y"),
+        RequestId(6),
+        "the numbers go on"
+    );
     assert!(is_reply(&network.events_of(place)[0]));
 }
 
@@ -258,7 +276,11 @@ fn a_session_that_ends_while_several_handlers_run_drains() {
 fn wishes_are_checked() {
     let (mut network, place) = pair(1024, 8);
     let session = network.peers[place].client.session();
-    assert!(is_reply(&network.call(place, LENGTH, &3000_u32.to_le_bytes())));
+    assert!(is_reply(&network.call(
+        place,
+        LENGTH,
+        &3000_u32.to_le_bytes()
+    )));
     let replies = network.sent(Kind::Reply);
     let fetch = |message_len, offset| Message::Fetch {
         message_len,
@@ -309,7 +331,11 @@ fn parts_of_replies_are_checked() {
     }
     assert!(matches!(
         client.handle_datagram(0, &part(3000, 984, 984)),
-        Ok(Some(Event::Reply { offset: 984, complete: false, .. }))
+        Ok(Some(Event::Reply {
+            offset: 984,
+            complete: false,
+            ..
+        }))
     ));
 }
 
@@ -326,7 +352,10 @@ fn grants_are_what_both_ends_can() {
     assert_eq!(network.connect(place), [Event::Connected]);
     let granted = network.peers[place].client.granted();
     assert_eq!((granted.slots, granted.credits), (4, 5), "a power of two");
-    assert_eq!((granted.datagram_len, granted.max_message_len), (1024, 4000));
+    assert_eq!(
+        (granted.datagram_len, granted.max_message_len),
+        (1024, 4000)
+    );
     // The second finds what was kept for it, and it works.
     let second = network.add_client();
     assert_eq!(network.connect(second), [Event::Connected]);

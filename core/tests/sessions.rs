@@ -469,7 +469,11 @@ fn a_connecting_client_takes_only_the_answer_to_its_own_connect() {
         Message::Accept(accept)
     };
     for (session, message, result) in [
-        (SessionId::NONE, busy(nonce - 1), Err(Rejected::OtherSession)),
+        (
+            SessionId::NONE,
+            busy(nonce - 1),
+            Err(Rejected::OtherSession),
+        ),
         (SessionId::NONE, busy(0), Err(Rejected::OtherSession)),
         (
             session,
@@ -499,10 +503,6 @@ fn a_connecting_client_takes_only_the_answer_to_its_own_connect() {
         (session, Message::Accept(accept), Ok(Some(Event::Connected))),
     ] {
         let datagram = bytes_of(session, 0, 0, message);
-        assert_eq!(
-            client.handle_datagram(0, &datagram),
-            result,
-            "{message:?}"
-        );
+        assert_eq!(client.handle_datagram(0, &datagram), result, "{message:?}");
     }
 }

@@ -57,12 +57,33 @@ fn examples() -> Vec<Datagram<'static>> {
         of(SESSION, 0, 0, Message::Confirm(Confirm { tag: [0xbb; 16] })),
         of(SESSION, 5, 3, ask),
         of(SESSION, 5, 3, answer),
-        of(SESSION, 5, 3, Message::Error(Refusal::new(ErrorCode::HandlerFailed))),
+        of(
+            SESSION,
+            5,
+            3,
+            Message::Error(Refusal::new(ErrorCode::HandlerFailed)),
+        ),
         of(SESSION, 0, 0, Message::Disconnect),
         of(SESSION, 6, 0, Message::Ping),
         of(SESSION, 6, 0, Message::Pong),
-        of(SESSION, 5, 3, Message::CreditReturn { message_len, offset }),
-        of(SESSION, 5, 3, Message::Fetch { message_len, offset }),
+        of(
+            SESSION,
+            5,
+            3,
+            Message::CreditReturn {
+                message_len,
+                offset,
+            },
+        ),
+        of(
+            SESSION,
+            5,
+            3,
+            Message::Fetch {
+                message_len,
+                offset,
+            },
+        ),
     ]
 }
 
@@ -201,7 +222,10 @@ fn fields_that_a_kind_does_not_have_must_be_zero() {
         ));
         let parted = matches!(kind, Kind::Reply | Kind::CreditReturn | Kind::Fetch);
         if !parted {
-            assert!(matches!(refused(32), Some(Malformed::Part { .. })), "{kind:?}");
+            assert!(
+                matches!(refused(32), Some(Malformed::Part { .. })),
+                "{kind:?}"
+            );
         }
         let slotted = parted || matches!(kind, Kind::Request | Kind::Error);
         if !slotted {
@@ -285,14 +309,24 @@ fn a_part_lies_in_its_message() {
         };
         Datagram::parse(&bytes_of(&datagram)).err()
     };
-    for (message_len, offset, payload_len) in
-        [(0, 0, 0), (1, 0, 1), (9, 8, 1), (9, 0, 8), (MAX_MESSAGE, MAX_MESSAGE - 1, 1)]
-    {
+    for (message_len, offset, payload_len) in [
+        (0, 0, 0),
+        (1, 0, 1),
+        (9, 8, 1),
+        (9, 0, 8),
+        (MAX_MESSAGE, MAX_MESSAGE - 1, 1),
+    ] {
         assert_eq!(of(message_len, offset, payload_len), None);
     }
-    for (message_len, offset, payload_len) in
-        [(9, 0, 0), (9, 9, 0), (9, 8, 2), (0, 0, 1), (9, u32::MAX, 1), (9, 10, 1), (0, 1, 0)]
-    {
+    for (message_len, offset, payload_len) in [
+        (9, 0, 0),
+        (9, 9, 0),
+        (9, 8, 2),
+        (0, 0, 1),
+        (9, u32::MAX, 1),
+        (9, 10, 1),
+        (0, 1, 0),
+    ] {
         assert_eq!(
             of(message_len, offset, payload_len),
             Some(Malformed::Part {
@@ -303,16 +337,32 @@ fn a_part_lies_in_its_message() {
         );
     }
     let message_len = MAX_MESSAGE + 1;
-    assert_eq!(of(message_len, 0, 1), Some(Malformed::TooLong { message_len }));
+    assert_eq!(
+        of(message_len, 0, 1),
+        Some(Malformed::TooLong { message_len })
+    );
 
-    for (message_len, offset, fits) in
-        [(2, 1, true), (1, 1, false), (2, 0, false), (2, 3, false), (MAX_MESSAGE + 1, 1, false)]
-    {
+    for (message_len, offset, fits) in [
+        (2, 1, true),
+        (1, 1, false),
+        (2, 0, false),
+        (2, 3, false),
+        (MAX_MESSAGE + 1, 1, false),
+    ] {
         for message in [
-            Message::Fetch { message_len, offset },
-            Message::CreditReturn { message_len, offset },
+            Message::Fetch {
+                message_len,
+                offset,
+            },
+            Message::CreditReturn {
+                message_len,
+                offset,
+            },
         ] {
-            let bytes = bytes_of(&Datagram { message, ..examples()[10] });
+            let bytes = bytes_of(&Datagram {
+                message,
+                ..examples()[10]
+            });
             assert_eq!(Datagram::parse(&bytes).is_ok(), fits, "{message:?}");
         }
     }

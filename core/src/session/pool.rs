@@ -158,11 +158,7 @@ impl<'a> Pool<'a> {
 
     fn fill(&mut self, first: u32, count: u16, state: State) {
         let end = (first as usize).saturating_add(usize::from(count));
-        for slot in self
-            .slots
-            .get_mut(first as usize..end)
-            .unwrap_or_default()
-        {
+        for slot in self.slots.get_mut(first as usize..end).unwrap_or_default() {
             *slot = ServerSlot {
                 state,
                 ..ServerSlot::new()

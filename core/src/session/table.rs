@@ -281,11 +281,7 @@ impl<'a> Table<'a> {
     }
 
     /// The live sessions that this peer opened with this key.
-    fn chain(
-        &self,
-        peer: PeerId,
-        client_key: u64,
-    ) -> impl Iterator<Item = (u32, &Session)> {
+    fn chain(&self, peer: PeerId, client_key: u64) -> impl Iterator<Item = (u32, &Session)> {
         let bucket = self.sessions.get(self.bucket(peer, client_key));
         let mut index = bucket.map_or(NONE, |bucket| bucket.bucket_head);
         let links = core::iter::from_fn(move || {
@@ -423,9 +419,7 @@ impl<'a> Table<'a> {
         session.state = State::Free;
         self.free = index;
         self.free_sessions = self.free_sessions.saturating_add(1);
-        self.free_credits = self
-            .free_credits
-            .saturating_add(u32::from(session.credits));
+        self.free_credits = self.free_credits.saturating_add(u32::from(session.credits));
         let slots = u16::from(session.slots);
         self.pool.put(session.first_slot, slots);
         Some(Closed {

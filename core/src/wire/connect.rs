@@ -121,9 +121,7 @@ pub(super) fn keyed(keyed: u16, tag: Tag) -> Result<Option<Tag>, Malformed> {
         0 if tag == [0; 16] => Ok(None),
         0 => Err(Malformed::Field {
             what: "tag",
-            found: tag
-                .iter()
-                .fold(0, |any, byte| any | u64::from(*byte)),
+            found: tag.iter().fold(0, |any, byte| any | u64::from(*byte)),
         }),
         1 => Ok(Some(tag)),
         _ => Err(Malformed::Field {

@@ -320,8 +320,7 @@ mod tests {
             );
             let mut short = [0xaa; LEN];
             assert_eq!(
-                Header::of(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0)
-                    .emit(&mut short[..len]),
+                Header::of(Kind::Ping, SessionId::NONE, RequestId(0), 0, 0).emit(&mut short[..len]),
                 Err(BufferTooSmall {
                     need: LEN,
                     have: len

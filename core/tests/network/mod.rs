@@ -95,6 +95,8 @@ pub struct Network {
     /// How many datagrams of each kind were sent, lost ones included.
     pub sent: [u32; 12],
     pub fate: Box<dyn FnMut(Kind, u32) -> Fate>,
+    /// Nothing has been doubled or overtaken yet.
+    orderly: bool,
     sessions: usize,
     slots: usize,
     requests: Vec<Vec<u8>>,
@@ -124,6 +126,7 @@ impl Network {
             rejected: Vec::new(),
             sent: [0; 12],
             fate: Box::new(|_, _| Fate::Arrives),
+            orderly: true,
             sessions,
             slots,
             requests: vec![Vec::new(); slots],
@@ -293,17 +296,30 @@ impl Network {
             }
             let credits = usize::from(peer.client.granted().credits);
             self.send(To::Server { from: place }, &datagram);
-            let coming = self
-                .transit
-                .iter()
-                .filter(|(to, datagram)| {
-                    let credited = [Kind::Request as u8, Kind::Fetch as u8].contains(&datagram[3]);
-                    matches!(to, To::Server { from } if *from == place) && credited
-                })
-                .count();
-            // A fate may double each.
-            assert!(coming <= 2 * credits, "{coming} of {credits}");
+            // What the network doubles or holds back comes on top.
+            if self.orderly {
+                let credited = [Kind::Request, Kind::Fetch];
+                assert!(
+                    self.coming(
+                        |to| matches!(to, To::Server { from } if *from == place),
+                        &credited
+                    ) <= credits
+                );
+                let answers = [Kind::Reply, Kind::CreditReturn, Kind::Error];
+                assert!(
+                    self.coming(|to| matches!(to, To::Client(to) if *to == place), &answers)
+                        <= credits
+                );
+            }
         }
+    }
+
+    /// How many datagrams of these kinds are on their way there.
+    fn coming(&self, there: impl Fn(&To) -> bool, kinds: &[Kind]) -> usize {
+        let coming = self.transit.iter().filter(|(to, datagram)| {
+            there(to) && kinds.iter().any(|kind| *kind as u8 == datagram[3])
+        });
+        coming.count()
     }
 
     /// Hands a datagram to a client. Parts of replies but the last are no events here.
@@ -322,7 +338,11 @@ impl Network {
                 if offset == 0 {
                     reply.clear();
                 }
-                assert_eq!(reply.len(), offset as usize, "parts come in order, once each");
+                assert_eq!(
+                    reply.len(),
+                    offset as usize,
+                    "parts come in order, once each"
+                );
                 reply.extend(&datagram[payload.clone()]);
                 assert_eq!(complete, reply.len() == message_len as usize);
                 if !complete {
@@ -445,7 +465,9 @@ impl Network {
             To::Server { from } => To::Server { from },
             To::Client(place) => To::Client(place),
         };
-        match (self.fate)(Kind::from_u8(kind).unwrap(), *count) {
+        let fate = (self.fate)(Kind::from_u8(kind).unwrap(), *count);
+        self.orderly &= matches!(fate, Fate::Arrives | Fate::Lost);
+        match fate {
             Fate::Lost => {}
             Fate::Arrives => self.transit.push_back((to, datagram.to_vec())),
             Fate::Doubled => {
@@ -475,7 +497,9 @@ fn new_server(config: ServerConfig, sessions: usize, slots: usize) -> Server<'st
 
 /// What `LENGTH` replies.
 fn answer_of_length(payload: &[u8]) -> Vec<u8> {
-    let len = payload.first_chunk().map_or(0, |len| u32::from_le_bytes(*len));
+    let len = payload
+        .first_chunk()
+        .map_or(0, |len| u32::from_le_bytes(*len));
     (0..len).map(|place| (place % 251) as u8).collect()
 }
 

@@ -229,9 +229,7 @@ impl CallSlot {
         }
         let answered = offset.min(self.next).saturating_sub(self.answered);
         let parts = answered.checked_div(limit).unwrap_or(0);
-        let credits = u16::try_from(parts)
-            .unwrap_or(u16::MAX)
-            .min(self.in_flight);
+        let credits = u16::try_from(parts).unwrap_or(u16::MAX).min(self.in_flight);
         self.answered = offset;
         self.next = self.next.max(offset);
         self.in_flight = self.in_flight.saturating_sub(credits);

@@ -121,13 +121,9 @@ impl Client<'_> {
         }
         self.confirm_tag = match (&asked.cluster_key, &accept.tag) {
             (None, None) => [0; 16],
-            (Some(key), Some(tag)) if auth::same(tag, &key.accept_tag(session, &accept)) => key
-                .confirm_tag(
-                    session,
-                    asked.client_key,
-                    self.nonce,
-                    accept.server_nonce,
-                ),
+            (Some(key), Some(tag)) if auth::same(tag, &key.accept_tag(session, &accept)) => {
+                key.confirm_tag(session, asked.client_key, self.nonce, accept.server_nonce)
+            }
             _ => return Err(Rejected::BadTag),
         };
         self.session = session;
@@ -153,18 +149,12 @@ impl Client<'_> {
 
     /// An Error that names no session refuses a Connect. A server that could not read ours cannot
     /// name its nonce either (wire.md §6.1).
-    pub(super) fn handle_refusal(
-        &mut self,
-        refusal: Refusal,
-    ) -> Result<Option<Event>, Rejected> {
+    pub(super) fn handle_refusal(&mut self, refusal: Refusal) -> Result<Option<Event>, Rejected> {
         if self.state != State::Connecting {
             return Err(Rejected::Unexpected(Kind::Error));
         }
         let unread = refusal.client_nonce == 0
-            && matches!(
-                refusal.code,
-                ErrorCode::BadVersion | ErrorCode::BadRequest
-            );
+            && matches!(refusal.code, ErrorCode::BadVersion | ErrorCode::BadRequest);
         if refusal.client_nonce != self.nonce && !unread {
             return Err(Rejected::OtherSession);
         }

@@ -27,8 +27,8 @@ use crate::wire::{
 };
 
 pub use self::call::CallSlot;
-pub use crate::session::RequestId;
 pub use self::event::{CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit};
+pub use crate::session::RequestId;
 
 /// Longer than any timeout means: 73 years, which no clock of nanoseconds adds up to an overflow.
 const FOREVER_NS: u64 = 1 << 61;
@@ -44,6 +44,7 @@ enum State {
 
 /// What is to be sent besides requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(align(4))] // So that all four are looked at as one word.
 struct Control {
     connect: bool,
     confirm: bool,
@@ -465,10 +466,7 @@ impl<'a> Client<'a> {
 
     /// The outstanding call that a datagram of the server answers.
     #[inline]
-    fn answered(
-        &mut self,
-        header: &Header,
-    ) -> Result<(&mut CallSlot, &mut RoundTrip), Rejected> {
+    fn answered(&mut self, header: &Header) -> Result<(&mut CallSlot, &mut RoundTrip), Rejected> {
         self.expect_session(header.session)?;
         let outstanding = self.busy & bit(header.slot) != 0;
         match self.slots.get_mut(usize::from(header.slot)) {

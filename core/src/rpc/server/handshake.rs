@@ -66,10 +66,7 @@ impl Server<'_> {
                 }
                 (Reason::WrongKey, &mut self.counters.refused_wrong_key)
             }
-            (Some(_), None) => (
-                Reason::KeyRequired,
-                &mut self.counters.refused_key_required,
-            ),
+            (Some(_), None) => (Reason::KeyRequired, &mut self.counters.refused_key_required),
             (None, Some(_)) => (Reason::NoKeyHere, &mut self.counters.refused_no_key_here),
         };
         count(counter);

@@ -27,8 +27,8 @@ use crate::session::auth::Nonces;
 use crate::session::table::{State, Table};
 use crate::session::{ClusterKey, RequestId, SessionId, MAX_SLOTS};
 use crate::wire::{
-    offered_datagram_len, Datagram, ErrorCode, Glance, Header, Kind, Malformed, Message, Part, Reason,
-    Refusal, MAX_CONTROL_LEN, MAX_MESSAGE,
+    offered_datagram_len, Datagram, ErrorCode, Glance, Header, Kind, Malformed, Message, Part,
+    Reason, Refusal, MAX_CONTROL_LEN, MAX_MESSAGE,
 };
 
 pub use super::counters::Counters;
@@ -188,9 +188,7 @@ impl<'a> Server<'a> {
                 message_len,
                 offset,
             } => self.handle_fetch(now_ns, from, header, message_len, offset, out),
-            Message::Disconnect | Message::Ping => {
-                self.handle_bare(now_ns, from, header, out)
-            }
+            Message::Disconnect | Message::Ping => self.handle_bare(now_ns, from, header, out),
             // An Error is never answered with an Error (wire.md §6), nor is anything else that only
             // a server sends.
             Message::Accept(_)

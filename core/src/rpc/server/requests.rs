@@ -290,15 +290,14 @@ impl Server<'_> {
             return Action::Ignore(Rejected::StaleRequest);
         }
         let (request, reply_len, error) = (slot.request, slot.reply_len, slot.error);
-        let of_reply =
-            message_len == reply_len && offset.checked_rem(to.part_limit) == Some(0);
+        let of_reply = message_len == reply_len && offset.checked_rem(to.part_limit) == Some(0);
         if error == 0 && !of_reply {
             return self.bad_request(header, out);
         }
         let again = offset < slot.sent;
-        slot.sent = slot
-            .sent
-            .max(offset.saturating_add(part_len(reply_len, offset, to.part_limit)));
+        slot.sent =
+            slot.sent
+                .max(offset.saturating_add(part_len(reply_len, offset, to.part_limit)));
         count(&mut self.counters.fetches);
         self.saved(to, request, reply_len, error, offset, again, out)
     }
@@ -435,12 +434,7 @@ fn take(
 
 /// The same, of the request that the slot knows already.
 #[inline(never)]
-fn take_next(
-    session: &Session,
-    slot: &mut ServerSlot,
-    header: &Header,
-    part: &Part<'_>,
-) -> Taken {
+fn take_next(session: &Session, slot: &mut ServerSlot, header: &Header, part: &Part<'_>) -> Taken {
     let limit = part_limit(session);
     let fits = part.payload_len() == part_len(part.message_len, part.offset, limit)
         && part.offset.checked_rem(limit) == Some(0)
