@@ -124,8 +124,8 @@ pub struct Tally {
     pub executed_twice: u64,
     /// Replies that were not their request's.
     pub mismatched: u64,
-    /// Damaged requests that came to a handler, and damaged replies; only where damaged datagrams
-    /// arrive.
+    /// Damaged requests that came to a handler, requests that came under a damaged number once
+    /// more, and damaged replies; only where damaged datagrams arrive.
     pub damaged: u64,
     /// Sessions that clients opened.
     pub sessions: u64,
@@ -256,10 +256,12 @@ impl Oracle {
             return self.violated(Violation::ExecutedUnasked(id));
         };
         if !life.executed.insert(id.number) {
-            self.tally.executed_twice += 1;
-            // A damaged number of a request, under which it comes for the second time, is beyond
-            // what a payload's own digest can tell.
-            if !self.contents_may_be_damaged {
+            // That a request comes once more under a damaged number is beyond what its payload's own
+            // digest can tell.
+            if self.contents_may_be_damaged {
+                self.tally.damaged += 1;
+            } else {
+                self.tally.executed_twice += 1;
                 self.violated(Violation::ExecutedTwice(id));
             }
         }

@@ -176,6 +176,9 @@ fn print(progress: &Progress, began: Instant) {
     println!("lost             {lost:>12}");
     println!("executed twice   {:>12}", tally.executed_twice);
     println!("mismatched       {:>12}", tally.mismatched);
+    if tally.damaged > 0 {
+        println!("damaged contents {:>12}", tally.damaged);
+    }
     println!("timed out        {:>12}", tally.timed_out);
     println!("closed           {:>12}", tally.closed);
     println!("refused          {:>12}", tally.refused);
