@@ -102,6 +102,11 @@ impl Route {
         &self.port
     }
 
+    /// Whether this is the way to the same queue pair as `other`, as far as its number tells.
+    pub fn leads_where(&self, other: &Route) -> bool {
+        self.qpn == other.qpn && self.port.same(&other.port)
+    }
+
     /// Where requests go.
     pub fn destination(&self) -> Destination<'_> {
         Destination {

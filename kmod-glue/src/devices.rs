@@ -19,6 +19,9 @@ pub struct Devices<'e> {
     _event: &'e Event,
 }
 
+// SAFETY: the list is guarded by a mutex, and the rest is atomic (shim/devices.c).
+unsafe impl Sync for Devices<'_> {}
+
 impl<'e> Devices<'e> {
     /// Asks the kernel for its devices. A module holds at most one `Devices`.
     pub fn open(event: &'e Event) -> Result<Devices<'e>, Errno> {
@@ -104,6 +107,11 @@ impl Port {
     /// Most work requests in a queue of its device.
     pub fn max_qp_wr(&self) -> u32 {
         self.0.max_qp_wr
+    }
+
+    /// Whether both are one port.
+    pub fn same(&self, other: &Port) -> bool {
+        self.is(other.0.device, other.0.port_num)
     }
 
     /// Whether this is port `port_num` of `device`.

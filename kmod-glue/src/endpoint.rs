@@ -49,6 +49,8 @@ pub struct Endpoint<'a> {
     datagram_len: u32,
     given_back: [Receive; BATCH],
     given_back_len: usize,
+    /// Receives that have completed and whose buffers have not been given back.
+    held: usize,
     sends: u64,
     sends_completed: u64,
 }
@@ -93,6 +95,7 @@ impl<'a> Endpoint<'a> {
             datagram_len: port.mtu_bytes().min(MAX_DATAGRAM as u32),
             given_back: [Receive::default(); BATCH],
             given_back_len: 0,
+            held: recv_depth as usize,
             sends: 0,
             sends_completed: 0,
         };
@@ -118,9 +121,16 @@ impl<'a> Endpoint<'a> {
         self.buffers.len()
     }
 
+    /// How many of them the device does not have.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// The receives that have completed, at most [`BATCH`].
     pub fn poll<'c>(&mut self, completions: &'c mut [Completion; BATCH]) -> &'c [Completion] {
-        self.recv_cq.poll(completions)
+        let completed = self.recv_cq.poll(completions);
+        self.held += completed.len();
+        completed
     }
 
     /// Asks for a signal of the event at the next arrival. True when something may have arrived already.
@@ -160,6 +170,7 @@ impl<'a> Endpoint<'a> {
         if let Some(place) = self.given_back.get_mut(self.given_back_len) {
             *place = receive;
             self.given_back_len += 1;
+            self.held = self.held.saturating_sub(1);
         }
         if self.given_back_len == BATCH {
             self.flush()?;
@@ -217,6 +228,11 @@ impl<'a> Endpoint<'a> {
             give_way();
         }
         Ok(())
+    }
+
+    /// Waits for all sends that asked for a completion of their own.
+    pub fn flush_sends(&mut self) -> Result<(), Errno> {
+        self.wait_sent(Ticket(self.sends / SIGNAL_INTERVAL * SIGNAL_INTERVAL))
     }
 
     fn reap(&mut self) {

@@ -1,9 +1,10 @@
 //! MITOSIS in the kernel: the core over in-kernel verbs, as two modules of one code base.
 //!
 //! From the top:
-//! - [`server`] and [`client`] are the modules `mitosis_rpc_server` and `mitosis_rpc_client`, and [`module`] what
-//!   their lives have in common. `shim/server_module.c` and `shim/client_module.c` give them their parameters.
-//! - [`resolver`] and [`peers`] keep the server's clients' addresses; [`cm`] leads a client to its server.
+//! - [`server`] and [`client`] are the modules `mitosis_rpc_server` and `mitosis_rpc_client`, [`flood`] is one that sends
+//!   the server what it must survive, and [`module`] what their lives have in common. `shim/*_module.c` give them their
+//!   parameters.
+//!   The server's `peers` and `resolver` keep its clients' addresses; [`cm`] leads a client to its server.
 //! - [`endpoint`] is a UD queue pair with its receive ring, and says who owns which buffer when.
 //! - [`verbs`], [`devices`], [`thread`], [`memory`] and [`log`] are the kernel's objects, each owned and destroyed by a Rust
 //!   value. All calls into C are there; [`ffi`] mirrors `shim/shim.h`.
@@ -22,11 +23,10 @@ pub mod endpoint;
 pub mod errno;
 #[allow(missing_docs)]
 pub mod ffi;
+pub mod flood;
 pub mod log;
 pub mod memory;
 pub mod module;
-pub mod peers;
-pub mod resolver;
 pub mod server;
 pub mod thread;
 pub mod verbs;

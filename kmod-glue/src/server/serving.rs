@@ -1,254 +1,33 @@
-//! `mitosis_rpc_server`: the server of the stress test.
-//!
-//! One thread receives and answers (the document's remark 2), on every active port of the machine. Beside it, the
-//! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
+//! The serving thread: what arrives, what the core says about it, what is sent.
 
 use core::ops::ControlFlow;
 
-use mitosis_core::rpc::server::{Action, PeerId, Server, ServerConfig, Session, ANSWER_LEN};
+use mitosis_core::rpc::server::{Action, PeerId, Server, ANSWER_LEN};
 use mitosis_core::sync::spsc::{Consumer, Producer};
-use mitosis_core::sync::stop::Stop;
-use mitosis_core::wire::resolution::{MAX_SERVICE_ID, QKEY};
+use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::{ErrorCode, Header, Malformed, HEADER_LEN};
 
-use crate::cm::{Listener, Queues};
+use super::peers::Peers;
+use super::resolver::{Found, Job, IN_FLIGHT};
+use super::{kernel, Failure};
 use crate::devices::{Devices, Port};
 use crate::endpoint::{Endpoint, Source, Ticket};
 use crate::errno::Errno;
-use crate::ffi;
-use crate::memory::{Owned, Table};
-use crate::module::{Control, Slot};
-use crate::peers::Peers;
-use crate::resolver::{Found, Job, Jobs, Resolver, Results, IN_FLIGHT};
-use crate::thread::{give_way, now_ns, random, Event, Patience, Thread};
+use crate::memory::Table;
+use crate::module::Control;
+use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{
     Completion, Destination, Direction, MappedPage, ProtectionDomain, BATCH, GRH_LEN,
 };
-use crate::{error, info, warning};
+use crate::{info, warning};
 
-/// Sessions that the server keeps: a thousand clients' threads and room for those that come anew.
-const SESSIONS: usize = 1024;
-/// Receive buffers a port: one for each session, so that synchronous clients can never overrun them.
-const RECEIVE_BUFFERS: u32 = SESSIONS as u32;
 /// Buffers a port for answers that belong to no session.
 const ANSWER_BUFFERS: usize = 32;
-/// A session of which nothing is heard is given up after this.
-const IDLE_TIMEOUT_NS: u64 = 30_000_000_000;
-/// A client that has not shown that it got our Accept is given up after this.
-const HANDSHAKE_TIMEOUT_NS: u64 = 5_000_000_000;
 /// Longest sleep, so that the clock is looked at.
 const NAP_NS: u64 = 500_000_000;
 
-static SLOT: Slot = Slot::empty();
-
-/// Starts the server. Called by insmod.
-///
-/// # Safety
-/// `parameters` is valid during the call.
-#[no_mangle]
-pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerParameters) -> i32 {
-    // SAFETY: by this function's contract.
-    let parameters = unsafe { *parameters };
-    if parameters.running_secs == 0 {
-        error!("running_secs is 0: the server would stop at once");
-        return Errno::INVALID.0;
-    }
-    if parameters.service_id > MAX_SERVICE_ID {
-        error!(
-            "service_id is ",
-            parameters.service_id, ", more than ", MAX_SERVICE_ID
-        );
-        return Errno::INVALID.0;
-    }
-    let body = move |control: &Control| match serve(&parameters, control) {
-        Ok(()) => {}
-        Err(failure) => failure.log(),
-    };
-    match SLOT.load(c"mitosis_server", body) {
-        Ok(()) => 0,
-        Err(errno) => {
-            error!("cannot start the server's thread: ", errno);
-            errno.0
-        }
-    }
-}
-
-/// Stops the server. Called by rmmod.
-#[no_mangle]
-pub extern "C" fn mitosis_server_stop() {
-    SLOT.unload();
-}
-
-/// Why the server ended before its time.
-enum Failure {
-    NoPort,
-    DeviceRemoved,
-    Kernel(&'static str, Errno),
-    Receive { status: u32 },
-}
-
-impl Failure {
-    fn log(&self) {
-        match *self {
-            Failure::NoPort => error!(
-                "rpc server failed: this machine has no active RDMA port: load a driver, or make one by `rdma link \
-                 add rxe0 type rxe netdev eth0`"
-            ),
-            Failure::DeviceRemoved => {
-                error!("rpc server failed: its RDMA device is being removed")
-            }
-            Failure::Kernel(step, errno) => error!("rpc server failed: ", step, ": ", errno),
-            Failure::Receive { status } => {
-                error!("rpc server failed: a receive ended with completion status ", status)
-            }
-        }
-    }
-}
-
-fn kernel(step: &'static str) -> impl FnOnce(Errno) -> Failure {
-    move |errno| Failure::Kernel(step, errno)
-}
-
-/// The life of the server's thread. What is declared first is dropped last.
-fn serve(parameters: &ffi::ServerParameters, control: &Control) -> Result<(), Failure> {
-    info!("starting rpc server");
-    let event = &control.event;
-    let devices = Devices::open(event).map_err(kernel("cannot watch RDMA devices"))?;
-    let found = devices.ports();
-    if found.as_slice().is_empty() {
-        return Err(Failure::NoPort);
-    }
-    let ports: Table<(Port, ProtectionDomain)> = Table::try_new(found.as_slice().len(), |index| {
-        let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
-        Ok((*port, ProtectionDomain::new(port)?))
-    })
-    .map_err(kernel("cannot allocate protection domains"))?;
-    let mut sessions = Table::try_new(SESSIONS, |_| Ok(Session::default()))
-        .map_err(kernel("cannot allocate sessions"))?;
-
-    let wake_resolver = Event::new().map_err(kernel("cannot allocate"))?;
-    let stop_resolver = Stop::new();
-    let mut jobs = Owned::new(Jobs::new()).map_err(kernel("cannot allocate"))?;
-    let mut results = Owned::new(Results::new()).map_err(kernel("cannot allocate"))?;
-    let (jobs_in, jobs_out) = jobs.split();
-    let (results_in, results_out) = results.split();
-
-    let lines = Table::try_new(ports.len(), |index| {
-        let (port, pd) = ports.get(index).ok_or(Errno::INVALID)?;
-        PortLine::open(port, pd, event)
-    })
-    .map_err(kernel("cannot create a queue pair"))?;
-    let datagram_len = lines
-        .iter()
-        .map(|line| line.endpoint.datagram_len())
-        .max()
-        .unwrap_or(0);
-    let config = ServerConfig {
-        epoch: random() as u32,
-        datagram_len,
-        idle_timeout_ns: IDLE_TIMEOUT_NS,
-        handshake_timeout_ns: HANDSHAKE_TIMEOUT_NS,
-    };
-    let replies = Table::try_new(SESSIONS, |_| Ok(None)).map_err(kernel("cannot allocate"))?;
-    let peers = Peers::new(SESSIONS * 2).map_err(kernel("cannot allocate"))?;
-    let queues = Table::try_new(lines.len(), |index| {
-        let (port, _) = ports.get(index).ok_or(Errno::INVALID)?;
-        let line = lines.get(index).ok_or(Errno::INVALID)?;
-        Ok((*port, line.endpoint.qpn()))
-    })
-    .map_err(kernel("cannot allocate"))?;
-
-    let mut serving = Serving {
-        core: Server::new(config, &mut sessions),
-        lines,
-        replies,
-        peers,
-        ports: &ports,
-        jobs: jobs_in,
-        jobs_out: 0,
-        results: results_out,
-        wake_resolver: &wake_resolver,
-        test_rpc_id: parameters.test_rpc_id,
-        unresolved: 0,
-        errors: 0,
-    };
-    let resolver = Resolver {
-        ports: &ports,
-        jobs: jobs_out,
-        results: results_in,
-        wake: &wake_resolver,
-        found: event,
-        stop: &stop_resolver,
-    };
-    // SAFETY: dropped at the end of this function, or by an early return.
-    let resolver_thread = unsafe {
-        Thread::start(c"mitosis_resolver", 0, move || resolver.run())
-            .map_err(kernel("cannot start the resolver"))?
-    };
-    let end_resolver = EndOnDrop {
-        stop: &stop_resolver,
-        wake: &wake_resolver,
-    };
-
-    let queues = Queues {
-        hint: parameters.qd_hint,
-        queues: &queues,
-    };
-    let listen = |infiniband| {
-        let wanted = ports
-            .iter()
-            .any(|(port, _)| port.is_infiniband() == infiniband);
-        wanted
-            .then(|| Listener::open(parameters.service_id, infiniband, &queues))
-            .transpose()
-            .map_err(kernel("cannot listen at the service (another server?)"))
-    };
-    let listeners = (listen(false)?, listen(true)?);
-
-    for (line, (port, _)) in serving.lines.iter().zip(ports.iter()) {
-        info!(
-            "rpc server ready: service ",
-            parameters.service_id,
-            ", hint ",
-            parameters.qd_hint,
-            ", device ",
-            *port,
-            ", gid ",
-            port.gid(),
-            ", mtu ",
-            port.mtu_bytes(),
-            ", ",
-            line.endpoint.receive_buffers(),
-            " receive buffers"
-        );
-    }
-    let outcome = serving.run(
-        control,
-        &devices,
-        u64::from(parameters.running_secs) * 1_000_000_000,
-    );
-    drop(listeners);
-    drop(end_resolver);
-    drop(resolver_thread);
-    serving.log_totals();
-    outcome
-}
-
-/// Tells the resolver to end, however the server's function is left.
-struct EndOnDrop<'a> {
-    stop: &'a Stop,
-    wake: &'a Event,
-}
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.stop.want();
-        self.wake.signal();
-    }
-}
-
 /// A buffer to send from.
-struct SendBuffer {
+pub struct SendBuffer {
     buffer: MappedPage,
     /// The last send from it that asked for a completion.
     ticket: Ticket,
@@ -264,20 +43,24 @@ impl SendBuffer {
 }
 
 /// One port: its queue pair, dropped first, and buffers for answers that belong to no session.
-struct PortLine<'a> {
-    endpoint: Endpoint<'a>,
+pub struct PortLine<'a> {
+    /// Its queue pair.
+    pub endpoint: Endpoint<'a>,
     answers: Table<SendBuffer>,
     next_answer: usize,
 }
 
 impl<'a> PortLine<'a> {
-    fn open(
+    /// A queue pair on `port` with `receive_buffers`: one for each session, so that synchronous clients can never
+    /// overrun them.
+    pub fn open(
         port: &Port,
         pd: &'a ProtectionDomain,
         event: &'a Event,
+        receive_buffers: u32,
     ) -> Result<PortLine<'a>, Errno> {
         Ok(PortLine {
-            endpoint: Endpoint::open(port, pd, event, RECEIVE_BUFFERS)?,
+            endpoint: Endpoint::open(port, pd, event, receive_buffers)?,
             answers: Table::try_new(ANSWER_BUFFERS, |_| SendBuffer::new(pd))?,
             next_answer: 0,
         })
@@ -285,26 +68,40 @@ impl<'a> PortLine<'a> {
 }
 
 /// A session's reply buffer, on the device of the port that the session came over.
-struct Reply {
+pub struct Reply {
     send: SendBuffer,
     port: usize,
 }
 
 /// The serving thread's state. Fields are dropped in this order: queue pairs before what they send from, and address
 /// handles after the queue pairs whose sends name them.
-struct Serving<'a> {
-    lines: Table<PortLine<'a>>,
-    replies: Table<Option<Reply>>,
-    peers: Peers,
-    core: Server<'a>,
-    ports: &'a [(Port, ProtectionDomain)],
-    jobs: Producer<'a, Job, IN_FLIGHT>,
-    jobs_out: usize,
-    results: Consumer<'a, Found, IN_FLIGHT>,
-    wake_resolver: &'a Event,
-    test_rpc_id: u32,
-    unresolved: u64,
-    errors: u64,
+pub struct Serving<'a> {
+    /// Its ports.
+    pub lines: Table<PortLine<'a>>,
+    /// The sessions' reply buffers.
+    pub replies: Table<Option<Reply>>,
+    /// The clients' addresses.
+    pub peers: Peers,
+    /// What datagrams mean.
+    pub core: Server<'a>,
+    /// The ports again, for new buffers.
+    pub ports: &'a [(Port, ProtectionDomain)],
+    /// To the resolver.
+    pub jobs: Producer<'a, Job, IN_FLIGHT>,
+    /// Datagrams that the resolver has.
+    pub jobs_out: usize,
+    /// From the resolver.
+    pub results: Consumer<'a, Found, IN_FLIGHT>,
+    /// Signalled when it has a job.
+    pub wake_resolver: &'a Event,
+    /// The test's only function.
+    pub test_rpc_id: u32,
+    /// Senders that were not found.
+    pub unresolved: u64,
+    /// Datagrams that were nothing of ours.
+    pub noise: u64,
+    /// Sends that the kernel refused.
+    pub errors: u64,
 }
 
 /// What to do once the datagram's buffer is no longer borrowed.
@@ -316,7 +113,8 @@ enum Next {
 }
 
 impl Serving<'_> {
-    fn run(
+    /// Serves until its time is over or it is to stop.
+    pub fn run(
         &mut self,
         control: &Control,
         devices: &Devices<'_>,
@@ -413,6 +211,14 @@ impl Serving<'_> {
         let Some(received) = line.endpoint.received(completion) else {
             return ControlFlow::Continue(());
         };
+        // Noise is not worth looking for its sender, unless it asks for a version that we do not speak.
+        match Header::parse(received.datagram) {
+            Ok(_) | Err(Malformed::Version { .. }) => {}
+            Err(_) => {
+                self.noise = self.noise.wrapping_add(1);
+                return ControlFlow::Continue(());
+            }
+        }
         let source = Source::of(completion, received.grh, port);
         let owner = self
             .core
@@ -421,11 +227,6 @@ impl Serving<'_> {
         if let Some(peer) = owner.or_else(|| self.peers.find(&source, now_ns)) {
             self.handle(now_ns, peer, port, completion);
             return ControlFlow::Continue(());
-        }
-        // Noise is not worth looking for its sender, unless it asks for a version that we do not speak.
-        match Header::parse(received.datagram) {
-            Ok(_) | Err(Malformed::Version { .. }) => {}
-            Err(_) => return ControlFlow::Continue(()),
         }
         let grh: [u8; GRH_LEN] = *received.grh;
         let job = Job {
@@ -595,7 +396,8 @@ impl Serving<'_> {
         }
     }
 
-    fn log_totals(&self) {
+    /// Prints what was done.
+    pub fn log_totals(&self) {
         let counters = self.core.counters();
         let rejected = [
             counters.refused_busy,
@@ -608,9 +410,18 @@ impl Serving<'_> {
             counters.ignored_unexpected,
             counters.ignored_stale,
             self.unresolved,
+            self.noise,
         ]
         .iter()
         .fold(0u64, |sum, count| sum.wrapping_add(*count));
+        let all: usize = self
+            .lines
+            .iter()
+            .map(|line| line.endpoint.receive_buffers())
+            .sum();
+        let held: usize = self.lines.iter().map(|line| line.endpoint.held()).sum();
+        // What the resolver had when it was stopped is accounted for.
+        let posted = (all + self.jobs_out).saturating_sub(held);
         info!(
             "rpc server stopped: sessions ",
             counters.connects,
@@ -621,7 +432,11 @@ impl Serving<'_> {
             ", rejected ",
             rejected,
             ", errors ",
-            self.errors
+            self.errors,
+            ", receive buffers ",
+            posted,
+            " of ",
+            all
         );
     }
 }

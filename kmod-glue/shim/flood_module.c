@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT OR GPL-2.0-only
+/* mitosis_rpc_flood: parameters, and the door to src/flood.rs. */
+#include <linux/module.h>
+
+#include "module.h"
+
+static unsigned int server_qd_hint = 73;
+module_param(server_qd_hint, uint, 0444);
+MODULE_PARM_DESC(server_qd_hint, "Hint that selects the server's queue pair");
+static unsigned int server_service_id;
+module_param(server_service_id, uint, 0444);
+MODULE_PARM_DESC(server_service_id, "The server's service (0 to 255)");
+static unsigned int datagrams = 1000000;
+module_param(datagrams, uint, 0444);
+MODULE_PARM_DESC(datagrams, "Bad datagrams to send");
+static unsigned int seed = 1;
+module_param(seed, uint, 0444);
+MODULE_PARM_DESC(seed, "Makes the same datagrams again");
+static char *gid = "";
+module_param(gid, charp, 0444);
+MODULE_PARM_DESC(gid, "The server's GID: eight groups of four hexadecimal digits");
+
+static int __init mitosis_rpc_flood_init(void)
+{
+	const struct mitosis_flood_parameters parameters = {
+		.server_qd_hint = server_qd_hint,
+		.server_service_id = server_service_id,
+		.datagrams = datagrams,
+		.seed = seed,
+		.gid_len = strlen(gid),
+		.gid = (const u8 *)gid,
+	};
+
+	return mitosis_flood_start(&parameters);
+}
+module_init(mitosis_rpc_flood_init);
+
+static void __exit mitosis_rpc_flood_exit(void)
+{
+	mitosis_flood_stop();
+}
+module_exit(mitosis_rpc_flood_exit);
+
+MODULE_DESCRIPTION("MITOSIS: a sender of bad datagrams, for testing the RPC server");
+MODULE_LICENSE("Dual MIT/GPL");

@@ -1,0 +1,241 @@
+//! `mitosis_rpc_server`: the server of the stress test.
+//!
+//! One thread receives and answers (the document's remark 2), on every active port of the machine. Beside it, the
+//! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
+
+mod peers;
+mod resolver;
+mod serving;
+
+use mitosis_core::rpc::server::{Server, ServerConfig, Session};
+use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::resolution::MAX_SERVICE_ID;
+
+use self::peers::Peers;
+use self::resolver::{Jobs, Resolver, Results};
+use self::serving::{PortLine, Serving};
+use crate::cm::{Listener, Queues};
+use crate::devices::{Devices, Port};
+use crate::errno::Errno;
+use crate::ffi;
+use crate::memory::{Owned, Table};
+use crate::module::{Control, Slot};
+use crate::thread::{random, Event, Thread};
+use crate::verbs::ProtectionDomain;
+use crate::{error, info};
+
+/// Sessions that the server keeps: a thousand clients' threads and room for those that come anew.
+const SESSIONS: usize = 1024;
+/// A session of which nothing is heard is given up after this.
+const IDLE_TIMEOUT_NS: u64 = 30_000_000_000;
+/// A client that has not shown that it got our Accept is given up after this.
+const HANDSHAKE_TIMEOUT_NS: u64 = 5_000_000_000;
+
+static SLOT: Slot = Slot::empty();
+
+/// Starts the server. Called by insmod.
+///
+/// # Safety
+/// `parameters` is valid during the call.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerParameters) -> i32 {
+    // SAFETY: by this function's contract.
+    let parameters = unsafe { *parameters };
+    if parameters.running_secs == 0 {
+        error!("running_secs is 0: the server would stop at once");
+        return Errno::INVALID.0;
+    }
+    if parameters.service_id > MAX_SERVICE_ID {
+        error!(
+            "service_id is ",
+            parameters.service_id, ", more than ", MAX_SERVICE_ID
+        );
+        return Errno::INVALID.0;
+    }
+    let body = move |control: &Control| match serve(&parameters, control) {
+        Ok(()) => {}
+        Err(failure) => failure.log(),
+    };
+    match SLOT.load(c"mitosis_server", body) {
+        Ok(()) => 0,
+        Err(errno) => {
+            error!("cannot start the server's thread: ", errno);
+            errno.0
+        }
+    }
+}
+
+/// Stops the server. Called by rmmod.
+#[no_mangle]
+pub extern "C" fn mitosis_server_stop() {
+    SLOT.unload();
+}
+
+/// Why the server ended before its time.
+enum Failure {
+    NoPort,
+    DeviceRemoved,
+    Kernel(&'static str, Errno),
+    Receive { status: u32 },
+}
+
+impl Failure {
+    fn log(&self) {
+        match *self {
+            Failure::NoPort => error!(
+                "rpc server failed: this machine has no active RDMA port: load a driver, or make one by `rdma link \
+                 add rxe0 type rxe netdev eth0`"
+            ),
+            Failure::DeviceRemoved => {
+                error!("rpc server failed: its RDMA device is being removed")
+            }
+            Failure::Kernel(step, errno) => error!("rpc server failed: ", step, ": ", errno),
+            Failure::Receive { status } => {
+                error!("rpc server failed: a receive ended with completion status ", status)
+            }
+        }
+    }
+}
+
+fn kernel(step: &'static str) -> impl FnOnce(Errno) -> Failure {
+    move |errno| Failure::Kernel(step, errno)
+}
+
+/// The life of the server's thread. What is declared first is dropped last.
+fn serve(parameters: &ffi::ServerParameters, control: &Control) -> Result<(), Failure> {
+    info!("starting rpc server");
+    let event = &control.event;
+    let devices = Devices::open(event).map_err(kernel("cannot watch RDMA devices"))?;
+    let found = devices.ports();
+    if found.as_slice().is_empty() {
+        return Err(Failure::NoPort);
+    }
+    let ports: Table<(Port, ProtectionDomain)> = Table::try_new(found.as_slice().len(), |index| {
+        let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
+        Ok((*port, ProtectionDomain::new(port)?))
+    })
+    .map_err(kernel("cannot allocate protection domains"))?;
+    let mut sessions = Table::try_new(SESSIONS, |_| Ok(Session::default()))
+        .map_err(kernel("cannot allocate sessions"))?;
+
+    let wake_resolver = Event::new().map_err(kernel("cannot allocate"))?;
+    let stop_resolver = Stop::new();
+    let mut jobs = Owned::new(Jobs::new()).map_err(kernel("cannot allocate"))?;
+    let mut results = Owned::new(Results::new()).map_err(kernel("cannot allocate"))?;
+    let (jobs_in, jobs_out) = jobs.split();
+    let (results_in, results_out) = results.split();
+
+    let lines = Table::try_new(ports.len(), |index| {
+        let (port, pd) = ports.get(index).ok_or(Errno::INVALID)?;
+        PortLine::open(port, pd, event, SESSIONS as u32)
+    })
+    .map_err(kernel("cannot create a queue pair"))?;
+    let datagram_len = lines
+        .iter()
+        .map(|line| line.endpoint.datagram_len())
+        .max()
+        .unwrap_or(0);
+    let config = ServerConfig {
+        epoch: random() as u32,
+        datagram_len,
+        idle_timeout_ns: IDLE_TIMEOUT_NS,
+        handshake_timeout_ns: HANDSHAKE_TIMEOUT_NS,
+    };
+    let replies = Table::try_new(SESSIONS, |_| Ok(None)).map_err(kernel("cannot allocate"))?;
+    let peers = Peers::new(SESSIONS * 2).map_err(kernel("cannot allocate"))?;
+    let queues = Table::try_new(lines.len(), |index| {
+        let (port, _) = ports.get(index).ok_or(Errno::INVALID)?;
+        let line = lines.get(index).ok_or(Errno::INVALID)?;
+        Ok((*port, line.endpoint.qpn()))
+    })
+    .map_err(kernel("cannot allocate"))?;
+
+    let mut serving = Serving {
+        lines,
+        replies,
+        peers,
+        core: Server::new(config, &mut sessions),
+        ports: &ports,
+        jobs: jobs_in,
+        jobs_out: 0,
+        results: results_out,
+        wake_resolver: &wake_resolver,
+        test_rpc_id: parameters.test_rpc_id,
+        unresolved: 0,
+        noise: 0,
+        errors: 0,
+    };
+    let resolver = Resolver {
+        ports: &ports,
+        jobs: jobs_out,
+        results: results_in,
+        wake: &wake_resolver,
+        found: event,
+        stop: &stop_resolver,
+    };
+    // SAFETY: dropped at the end of this function, or by an early return.
+    let resolver_thread = unsafe {
+        Thread::start(c"mitosis_resolver", 0, move || resolver.run())
+            .map_err(kernel("cannot start the resolver"))?
+    };
+    let end_resolver = EndOnDrop {
+        stop: &stop_resolver,
+        wake: &wake_resolver,
+    };
+
+    let queues = Queues {
+        hint: parameters.qd_hint,
+        queues: &queues,
+    };
+    let listen = |infiniband| {
+        let wanted = ports
+            .iter()
+            .any(|(port, _)| port.is_infiniband() == infiniband);
+        wanted
+            .then(|| Listener::open(parameters.service_id, infiniband, &queues))
+            .transpose()
+            .map_err(kernel("cannot listen at the service (another server?)"))
+    };
+    let listeners = (listen(false)?, listen(true)?);
+
+    for (line, (port, _)) in serving.lines.iter().zip(ports.iter()) {
+        info!(
+            "rpc server ready: service ",
+            parameters.service_id,
+            ", hint ",
+            parameters.qd_hint,
+            ", device ",
+            *port,
+            ", gid ",
+            port.gid(),
+            ", mtu ",
+            port.mtu_bytes(),
+            ", ",
+            line.endpoint.receive_buffers(),
+            " receive buffers"
+        );
+    }
+    let outcome = serving.run(
+        control,
+        &devices,
+        u64::from(parameters.running_secs) * 1_000_000_000,
+    );
+    drop(listeners);
+    drop(end_resolver);
+    drop(resolver_thread);
+    serving.log_totals();
+    outcome
+}
+
+/// Tells the resolver to end, however the server's function is left.
+struct EndOnDrop<'a> {
+    stop: &'a Stop,
+    wake: &'a Event,
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.stop.want();
+        self.wake.signal();
+    }
+}
