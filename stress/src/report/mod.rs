@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::cluster::vm::Accel;
 use crate::cluster::Role;
 use crate::klog::audit::{Finding, Kind};
-use crate::klog::lines::{Latency, Stopped};
+use crate::klog::lines::Latency;
 use crate::run::Plan;
 
 pub mod table;
@@ -44,8 +44,6 @@ pub struct Report {
     pub totals: Figures,
     /// Of each client that reported any.
     pub hosts: Vec<HostFigures>,
-    /// The server's own count.
-    pub server: Option<Stopped>,
 }
 
 /// Where a run took place.
@@ -127,7 +125,6 @@ impl Report {
             seconds: 0.0,
             totals: Figures::default(),
             hosts: Vec::new(),
-            server: None,
         }
     }
 

@@ -95,7 +95,6 @@ pub(super) fn evaluate(
             }
         }
         let Some(stopped) = stopped else { continue };
-        report.server = Some(stopped);
         if stopped.errors > 0 {
             watch.find(
                 &host.name,
