@@ -67,6 +67,10 @@ simulate: setup ## 10 million calls over 1,000 seeds on a simulated network; ARG
 module-checks: setup ## load and unload the modules in every order, and look for what they leave behind
 	@$(call STRESS,check)
 
+.PHONY: faults
+faults: setup ## run the RPC over a spoilt network, through restarts of modules and machines, and beside a flood
+	@$(call STRESS,faults)
+
 .PHONY: test
 test: setup ## everything that CI runs: formatting, lints, tests, module builds, a short run on each kernel
 	@stress/test.sh

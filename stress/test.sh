@@ -57,6 +57,10 @@ run() {
         "KERNEL=$1" client_running_secs=5 server_running_secs=60 thread_count=4
 }
 
+faults() {
+    $cargo run --quiet --locked --package mitosis-stress -- faults --short KERNEL=6.12
+}
+
 step "formatting" formatting
 for manifest in core/Cargo.toml loom-tests/Cargo.toml fuzz/Cargo.toml userspace-glue/Cargo.toml stress/Cargo.toml; do
     [ ! -e "$manifest" ] || step "lint of ${manifest%/*}" lint "$manifest"
@@ -69,6 +73,7 @@ done
 for kernel in 6.12 6.1; do
     step "a short run on $kernel" run $kernel
 done
+step "faults on 6.12, in short" faults
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

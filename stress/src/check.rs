@@ -12,18 +12,16 @@ use anyhow::{bail, ensure, Context, Result};
 use crate::build;
 use crate::cluster::shell::Limit;
 use crate::cluster::{vm, Host, Role};
-use crate::klog::audit::{Finding, Kind};
-use crate::klog::watch::{Patience, Waited, Watch};
+use crate::klog::audit::Finding;
 use crate::modules;
 use crate::parameters;
 use crate::progress::Progress;
 use crate::report::Verdict;
+use crate::scene::{await_line, run_to_end, watched, STEP};
 use crate::settings::{Assignments, Machines, KERNELS};
 use crate::stage::{self, Act, Setting, Stage};
 use crate::template::{RunPass, Template};
 
-/// For a command, or a line, that comes at once unless something hangs.
-const STEP: Duration = Duration::from_secs(30);
 /// Within which a mistake must be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For one round of loading and unloading.
@@ -329,14 +327,14 @@ impl Checks<'_> {
             "cd {} && i=0; while [ $i -lt {rounds} ]; do {round} || exit 1; i=$((i+1)); done",
             host.directory.display()
         );
-        self.watched(std::slice::from_ref(host), allowed, |watch| {
+        watched(self.stage, std::slice::from_ref(host), allowed, |watch| {
             run_to_end(watch, 0, &script, ROUND * rounds)
         })
     }
 
     fn unload_in_mid_run(&self, order: &[&str], gid: &str) -> Result<()> {
         let hosts = self.stage.hosts();
-        self.watched(hosts, None, |watch| {
+        watched(self.stage, hosts, None, |watch| {
             let path = |host: usize, name: &str| hosts[host].path(&format!("{name}.ko"));
             let server = format!("insmod {} running_secs=300", path(0, "mitosis_rpc_server"));
             run_to_end(watch, 0, &server, STEP)?;
@@ -383,49 +381,5 @@ impl Checks<'_> {
         self.progress
             .line(&format!("       {}: {}", errors[0].host, errors[0].line));
         Ok(())
-    }
-
-    /// Follows the logs of `hosts` while `body` lasts; whatever is found there fails, but error lines with `allowed`.
-    fn watched(
-        &self,
-        hosts: &[Host],
-        allowed: Option<&str>,
-        body: impl FnOnce(&mut Watch<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let quiet = Progress::silent();
-        self.stage.watch(hosts, &quiet, |watch| {
-            let outcome = body(watch);
-            watch.settle(STEP);
-            let expected = |finding: &Finding| {
-                finding.kind == Kind::Error
-                    && allowed.is_some_and(|text| finding.line.contains(text))
-            };
-            if let Some(finding) = watch.findings.iter().find(|finding| !expected(finding)) {
-                bail!("{}: {}", finding.host, finding.line);
-            }
-            outcome
-        })
-    }
-}
-
-fn run_to_end(watch: &mut Watch<'_>, host: usize, script: &str, timeout: Duration) -> Result<()> {
-    let task = watch.spawn(host, script)?;
-    watch.wait(timeout, Patience::Stubborn, |watch| {
-        watch.ended(task).is_some()
-    })?;
-    match watch.ended(task) {
-        None => bail!("`{script}` did not end within {} s", timeout.as_secs()),
-        Some(ended) => {
-            ensure!(ended.success, "`{script}` failed: {}", ended.complaint);
-            Ok(())
-        }
-    }
-}
-
-fn await_line(watch: &mut Watch<'_>, host: usize, text: &str) -> Result<()> {
-    match watch.wait(STEP, Patience::Eager, |watch| watch.logs[host].said(text))? {
-        Waited::Done => Ok(()),
-        Waited::Broken => bail!("something was found while waiting for {text:?}"),
-        Waited::Late => bail!("no {text:?} within {} s", STEP.as_secs()),
     }
 }

@@ -16,7 +16,7 @@ use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
 use crate::template::{RunPass, Template};
-use crate::{bench, build, check};
+use crate::{bench, build, check, faults};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -38,6 +38,8 @@ enum Subject {
     BenchRpc(bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
     Check(check::Arguments),
+    /// Spoil the network, end modules and machines and flood the server, while clients call it.
+    Faults(faults::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -60,6 +62,7 @@ pub fn main() -> ExitCode {
         Subject::Run(arguments) => run(&arguments),
         Subject::BenchRpc(arguments) => bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
+        Subject::Faults(arguments) => faults::main(&arguments),
     };
     match result {
         Ok(Verdict::Pass) => ExitCode::SUCCESS,

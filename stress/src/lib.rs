@@ -13,7 +13,8 @@
 //! 6. [`report`] is the outcome: a table for people, `out/<target>/result.json` for programs.
 //!
 //! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
-//! unloads and misuses the modules.
+//! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them. [`scene`] has what the
+//! last two do by hand.
 //!
 //! Principles: wait for what a host says, never for a while; every wait has a deadline and ends early when something is
 //! already known to be wrong; whatever was started is ended, also after Ctrl-C; work that was not verified is not
@@ -24,6 +25,7 @@ pub mod build;
 pub mod check;
 pub mod cli;
 pub mod cluster;
+pub mod faults;
 pub mod interrupt;
 pub mod klog;
 pub mod modules;
@@ -32,6 +34,7 @@ pub mod progress;
 pub mod refusal;
 pub mod report;
 pub mod run;
+pub mod scene;
 pub mod settings;
 pub mod stage;
 pub mod template;

@@ -7,7 +7,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::build;
-use crate::cluster::{vm, Cluster, Host};
+use crate::cluster::vm::{self, Accel};
+use crate::cluster::{Cluster, Host};
 use crate::interrupt::Interrupt;
 use crate::klog::watch::Watch;
 use crate::progress::Progress;
@@ -87,6 +88,26 @@ impl Stage<'_> {
     /// Whether the user asked to stop.
     pub fn interrupt(&self) -> &Interrupt {
         &self.interrupt
+    }
+
+    /// What runs the instructions of virtual machines.
+    pub fn accel(&self) -> Option<Accel> {
+        self.cluster.borrow().accel()
+    }
+
+    /// Ends one virtual machine as a power cut would.
+    pub fn kill(&self, name: &str) -> Result<()> {
+        self.cluster.borrow_mut().kill(name)
+    }
+
+    /// Boots one virtual machine anew, and waits until it takes ssh.
+    pub fn restart(&self, name: &str) -> Result<()> {
+        self.cluster.borrow_mut().restart(name, &self.interrupt)
+    }
+
+    /// The virtual machines that do not run.
+    pub fn absent(&self) -> Vec<String> {
+        self.cluster.borrow_mut().absent()
     }
 
     /// Follows the kernel logs of `hosts` while `work` lasts.

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use self::vm::{Accel, VmCluster, VmConfig};
@@ -138,6 +138,30 @@ impl Cluster {
             .into_iter()
             .map(|(name, last)| self.console_of(name, last))
             .collect()
+    }
+
+    /// Ends one virtual machine as a power cut would.
+    pub fn kill(&mut self, name: &str) -> Result<()> {
+        self.virtual_machines()?.kill_host(name)
+    }
+
+    /// Boots one virtual machine anew, and waits until it takes ssh.
+    pub fn restart(&mut self, name: &str, interrupt: &Interrupt) -> Result<()> {
+        self.virtual_machines()?.restart_host(name, interrupt)
+    }
+
+    /// The virtual machines that do not run, for whatever reason.
+    pub fn absent(&mut self) -> Vec<String> {
+        self.machines
+            .as_mut()
+            .map(VmCluster::absent)
+            .unwrap_or_default()
+    }
+
+    fn virtual_machines(&mut self) -> Result<&mut VmCluster> {
+        self.machines
+            .as_mut()
+            .context("only a virtual cluster's machines can be ended and booted")
     }
 
     fn console_of(&self, name: String, last: String) -> Fallen {

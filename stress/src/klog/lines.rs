@@ -15,14 +15,16 @@ pub enum Line {
         /// The requests of one second of this interval.
         requests_per_s: u64,
     },
-    /// `total: requests R, errors E, elapsed_us T, threads N`
+    /// `total: requests R, errors E, interrupted I, elapsed_us T, threads N`
     Total(Total),
     /// `latency_ns: p50 A, p99 B, p999 C, max D`
     Latency(Latency),
     /// `latency buckets: 123:4 124:99 …`: index and count.
     Buckets(Vec<(usize, u64)>),
-    /// `rpc server stopped: sessions A, requests B, replayed C, rejected D, errors E`
+    /// `rpc server stopped: sessions A, requests B, replayed C, rejected D, errors E, receive buffers F of G`
     Stopped(Stopped),
+    /// `flood done: sent N, mutated M, elapsed_us T`
+    FloodDone(Flood),
 }
 
 /// A client's work.
@@ -32,6 +34,9 @@ pub struct Total {
     pub requests: u64,
     /// Requests that were not.
     pub errors: u64,
+    /// Requests whose answer was lost with their server: executed or not, and not asked again. 0 where the module does
+    /// not count them.
+    pub interrupted: u64,
     /// The time that they took.
     pub elapsed_us: u64,
 }
@@ -51,8 +56,25 @@ pub struct Latency {
 pub struct Stopped {
     /// Requests that it executed.
     pub requests: u64,
+    /// Requests that it had executed before, and answered from the saved reply.
+    pub replayed: u64,
+    /// Datagrams that made no sense.
+    pub rejected: u64,
     /// Requests that it could not execute.
     pub errors: u64,
+    /// Receive buffers that were posted at its end, and all that there are; `None` where the module does not count them.
+    pub buffers: Option<(u64, u64)>,
+}
+
+/// What a flood sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Flood {
+    /// Datagrams in all.
+    pub sent: u64,
+    /// Of these, valid ones with some bits changed; the others are random from end to end.
+    pub mutated: u64,
+    /// The time that they took.
+    pub elapsed_us: u64,
 }
 
 impl Line {
@@ -76,6 +98,7 @@ impl Line {
             return Some(Line::Total(Total {
                 requests: number(fields, "requests ")?,
                 errors: number(fields, "errors ")?,
+                interrupted: number(fields, "interrupted ").unwrap_or(0),
                 elapsed_us: number(fields, "elapsed_us ")?,
             }));
         }
@@ -101,7 +124,17 @@ impl Line {
         if let Some(fields) = message.strip_prefix("rpc server stopped: ") {
             return Some(Line::Stopped(Stopped {
                 requests: number(fields, "requests ")?,
+                replayed: number(fields, "replayed ")?,
+                rejected: number(fields, "rejected ")?,
                 errors: number(fields, "errors ")?,
+                buffers: part_of(fields, "receive buffers "),
+            }));
+        }
+        if let Some(fields) = message.strip_prefix("flood done: ") {
+            return Some(Line::FloodDone(Flood {
+                sent: number(fields, "sent ")?,
+                mutated: number(fields, "mutated ")?,
+                elapsed_us: number(fields, "elapsed_us ")?,
             }));
         }
         None
@@ -126,6 +159,17 @@ fn number(fields: &str, label: &str) -> Option<u64> {
     word(fields, label)?.parse().ok()
 }
 
+/// `label N of M`
+fn part_of(fields: &str, label: &str) -> Option<(u64, u64)> {
+    let mut words = fields
+        .split(',')
+        .find_map(|field| field.trim_start().strip_prefix(label))?
+        .split_whitespace();
+    let part = words.next()?.parse().ok()?;
+    let all = words.nth(1)?.parse().ok()?;
+    Some((part, all))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +192,16 @@ mod tests {
             Some(Line::Total(Total {
                 requests: 10,
                 errors: 2,
+                interrupted: 0,
+                elapsed_us: 3_000_000
+            }))
+        );
+        assert_eq!(
+            parse("total: requests 10, errors 0, interrupted 7, elapsed_us 3000000, threads 4"),
+            Some(Line::Total(Total {
+                requests: 10,
+                errors: 0,
+                interrupted: 7,
                 elapsed_us: 3_000_000
             }))
         );
@@ -169,7 +223,31 @@ mod tests {
             parse("rpc server stopped: sessions 2, requests 30, replayed 1, rejected 0, errors 5"),
             Some(Line::Stopped(Stopped {
                 requests: 30,
-                errors: 5
+                replayed: 1,
+                rejected: 0,
+                errors: 5,
+                buffers: None
+            }))
+        );
+        assert_eq!(
+            parse(
+                "rpc server stopped: sessions 2, requests 30, replayed 1, rejected 9, errors 0, receive buffers 1023 of \
+                 1024"
+            ),
+            Some(Line::Stopped(Stopped {
+                requests: 30,
+                replayed: 1,
+                rejected: 9,
+                errors: 0,
+                buffers: Some((1023, 1024))
+            }))
+        );
+        assert_eq!(
+            parse("flood done: sent 20000, mutated 9990, elapsed_us 1500000"),
+            Some(Line::FloodDone(Flood {
+                sent: 20_000,
+                mutated: 9_990,
+                elapsed_us: 1_500_000
             }))
         );
     }

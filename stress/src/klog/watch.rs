@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
-use mitosis_core::histogram::Histogram;
 
 use super::audit::{self, Finding, Kind};
-use super::lines::{self, Latency, Line, Stopped, Total};
+use super::lines;
+pub use super::log::HostLog;
 use super::record::{self, Record};
 use crate::cluster::{Fallen, Host};
 use crate::interrupt::{Interrupt, Interrupted};
@@ -31,44 +31,6 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// How long a process may take to end once it is told to.
 const PARTING: Duration = Duration::from_secs(2);
-
-/// What a host's log has said since the mark.
-#[derive(Default)]
-pub struct HostLog {
-    /// The host's name.
-    pub name: String,
-    /// The texts of its lines.
-    pub texts: Vec<String>,
-    /// Device and path MTU of a server that is ready.
-    pub ready: Option<(String, u32)>,
-    /// What a client reports of itself at its end.
-    pub total: Option<Total>,
-    /// The client's own percentiles.
-    pub latency: Option<Latency>,
-    /// The client's latencies, for those of the cluster.
-    pub histogram: Histogram,
-    /// Throughput of the latest interval.
-    pub latest_per_s: u64,
-    /// What a server reports of itself at its end.
-    pub stopped: Option<Stopped>,
-    begun: bool,
-    settled: bool,
-    lost: bool,
-    sequence: Option<u64>,
-    time_us: Option<u64>,
-}
-
-impl HostLog {
-    /// Whether it ended, with its machine or its connection: nothing more can be done there.
-    pub fn is_lost(&self) -> bool {
-        self.lost
-    }
-
-    /// Whether a line since the mark holds `text`.
-    pub fn said(&self, text: &str) -> bool {
-        self.texts.iter().any(|line| line.contains(text))
-    }
-}
 
 /// Names a command that [`Watch::spawn`] started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +66,15 @@ pub enum Patience {
 }
 
 enum Event {
-    Line { stream: usize, text: String },
-    Closed { stream: usize, complaint: String },
+    Line {
+        stream: usize,
+        at: Instant,
+        text: String,
+    },
+    Closed {
+        stream: usize,
+        complaint: String,
+    },
 }
 
 enum Purpose {
@@ -156,13 +125,7 @@ impl<'a> Watch<'a> {
     ) -> Result<Self> {
         let (sender, events) = mpsc::channel();
         let mut watch = Self {
-            logs: hosts
-                .iter()
-                .map(|host| HostLog {
-                    name: host.name.clone(),
-                    ..HostLog::default()
-                })
-                .collect(),
+            logs: hosts.iter().map(|host| HostLog::of(&host.name)).collect(),
             findings: Vec::new(),
             hosts,
             progress,
@@ -175,28 +138,52 @@ impl<'a> Watch<'a> {
             events,
             sender,
         };
-        let mark = watch.mark("begin");
         for host in 0..hosts.len() {
-            watch.stream(host, Purpose::Log, &format!("{mark} || exit 1; {FOLLOW}"))?;
+            watch.follow(host)?;
         }
-        match watch.wait(timeout, Patience::Eager, |watch| {
-            watch.logs.iter().all(|log| log.begun)
-        })? {
-            Waited::Done => Ok(watch),
-            Waited::Late | Waited::Broken => {
-                let silent: Vec<&str> = watch
-                    .logs
-                    .iter()
-                    .filter(|log| !log.begun)
-                    .map(|log| log.name.as_str())
-                    .collect();
-                let reason = watch
-                    .findings
-                    .first()
-                    .map_or(String::new(), |finding| format!(": {}", finding.line));
-                bail!("{}: cannot follow /dev/kmsg{reason}", silent.join(", "))
-            }
+        watch.await_marks(timeout)?;
+        Ok(watch)
+    }
+
+    fn follow(&mut self, host: usize) -> Result<()> {
+        let script = format!("{} || exit 1; {FOLLOW}", self.mark("begin"));
+        let stream = self.stream(host, Purpose::Log, &script)?;
+        self.logs[host].stream = Some(stream);
+        Ok(())
+    }
+
+    fn await_marks(&mut self, timeout: Duration) -> Result<()> {
+        let all = |watch: &Self| watch.logs.iter().all(|log| log.begun || log.lost);
+        if self.wait(timeout, Patience::Eager, all)? == Waited::Done && self.findings.is_empty() {
+            return Ok(());
         }
+        let silent: Vec<&str> = self
+            .logs
+            .iter()
+            .filter(|log| !log.begun)
+            .map(|log| log.name.as_str())
+            .collect();
+        let reason = self
+            .findings
+            .first()
+            .map_or(String::new(), |finding| format!(": {}", finding.line));
+        bail!("{}: cannot follow /dev/kmsg{reason}", silent.join(", "))
+    }
+
+    /// Expects nothing more of a host, whose machine is about to be ended: that its log ends is no finding.
+    pub fn forgo(&mut self, host: usize) {
+        self.logs[host].lost = true;
+    }
+
+    /// Follows the log of a host again, whose machine was forgone and has been booted anew. What it said before stays.
+    pub fn rejoin(&mut self, host: usize, timeout: Duration) -> Result<()> {
+        // What it still said before its end was read in time and belongs to the log that ended.
+        while let Ok(event) = self.events.try_recv() {
+            self.handle(event);
+        }
+        self.logs[host].begin_anew();
+        self.follow(host)?;
+        self.await_marks(timeout)
     }
 
     fn mark(&self, what: &str) -> String {
@@ -336,8 +323,9 @@ impl<'a> Watch<'a> {
         thread::spawn(move || {
             for line in BufReader::new(stdout).split(b'\n') {
                 let Ok(line) = line else { break };
+                let at = Instant::now();
                 let text = String::from_utf8_lossy(&line).into_owned();
-                if sender.send(Event::Line { stream, text }).is_err() {
+                if sender.send(Event::Line { stream, at, text }).is_err() {
                     return;
                 }
             }
@@ -357,12 +345,13 @@ impl<'a> Watch<'a> {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Line { stream, text } => {
+            Event::Line { stream, at, text } => {
                 let Stream {
                     host, ref purpose, ..
                 } = self.streams[stream];
                 match purpose {
-                    Purpose::Log => self.log_line(host, &text),
+                    Purpose::Log if self.logs[host].stream != Some(stream) => {}
+                    Purpose::Log => self.log_line(host, at, &text),
                     Purpose::Task => {
                         // Shown in the form of a log line, and never mistaken for one.
                         let name = &self.logs[host].name;
@@ -371,8 +360,11 @@ impl<'a> Watch<'a> {
                     }
                 }
             }
-            Event::Closed { stream, complaint } => {
-                let stream = &mut self.streams[stream];
+            Event::Closed {
+                stream: index,
+                complaint,
+            } => {
+                let stream = &mut self.streams[index];
                 let status = end(&mut stream.child);
                 let complaint = match (complaint.is_empty(), status) {
                     (false, _) => complaint,
@@ -385,6 +377,9 @@ impl<'a> Watch<'a> {
                 });
                 if let Purpose::Log = stream.purpose {
                     let log = &mut self.logs[stream.host];
+                    if log.stream != Some(index) {
+                        return;
+                    }
                     if std::mem::replace(&mut log.lost, true) {
                         return;
                     }
@@ -405,7 +400,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn log_line(&mut self, host: usize, line: &str) {
+    fn log_line(&mut self, host: usize, at: Instant, line: &str) {
         let Some(record) = Record::parse(line) else {
             return;
         };
@@ -431,8 +426,7 @@ impl<'a> Watch<'a> {
             if !lines::is_buckets(&record.text) {
                 self.progress.line(&shown);
             }
-            log.texts.push(record.text.clone());
-            log.read(&record.text);
+            log.take(at, &record.text);
         }
         if missing > 0 {
             self.find(
@@ -445,26 +439,7 @@ impl<'a> Watch<'a> {
             Some(kind) => self.find(&name, kind, record.text),
             None => self
                 .progress
-                .throughput(self.logs.iter().map(|log| log.latest_per_s).sum()),
-        }
-    }
-}
-
-impl HostLog {
-    fn read(&mut self, text: &str) {
-        match Line::parse(text) {
-            Some(Line::Ready { device, mtu }) => self.ready = Some((device, mtu)),
-            Some(Line::Passed { requests_per_s }) => self.latest_per_s = requests_per_s,
-            Some(Line::Total(total)) => self.total = Some(total),
-            Some(Line::Latency(latency)) => self.latency = Some(latency),
-            Some(Line::Buckets(pairs)) => {
-                for (index, count) in pairs {
-                    // An index that does not exist leaves the counts unequal, which the report finds.
-                    let _ = self.histogram.add(index, count);
-                }
-            }
-            Some(Line::Stopped(stopped)) => self.stopped = Some(stopped),
-            None => {}
+                .throughput(self.logs.iter().map(|log| log.latest_per_s()).sum()),
         }
     }
 }

@@ -14,7 +14,6 @@ use crate::report::{Figures, HostFigures, Report};
 pub(super) fn evaluate(
     plan: &Plan<'_>,
     reached: Reached<'_>,
-    interrupted: bool,
     watch: &mut Watch<'_>,
     report: &mut Report,
 ) {
@@ -32,14 +31,9 @@ pub(super) fn evaluate(
         let log = &watch.logs[host];
         let name = log.name.clone();
         let Some(total) = log.total else {
-            // A run that the user stopped expects no figures.
-            if !interrupted {
-                let line = if reached.complete {
-                    "it did not report its figures"
-                } else {
-                    "it did not come to its end"
-                };
-                watch.find(&name, Kind::MissingClient, line);
+            // Of a run that was broken off, whose cause is among the findings, no figures are expected.
+            if reached.complete {
+                watch.find(&name, Kind::MissingClient, "it did not report its figures");
             }
             continue;
         };
@@ -85,7 +79,10 @@ pub(super) fn evaluate(
     };
 
     for (host, log) in plan.hosts.iter().zip(0..watch.logs.len()) {
-        let (ready, stopped) = (watch.logs[log].ready.clone(), watch.logs[log].stopped);
+        let (ready, stopped) = (
+            watch.logs[log].ready.clone(),
+            watch.logs[log].stopped.last().copied(),
+        );
         if let Some(info) = report
             .cluster
             .hosts

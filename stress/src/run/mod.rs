@@ -95,13 +95,7 @@ pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Repor
                 Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
                 Ok(mut watch) => {
                     let reached = passes::perform(plan, &prepared, &mut watch, progress, interrupt);
-                    evaluate::evaluate(
-                        plan,
-                        reached,
-                        interrupt.is_raised(),
-                        &mut watch,
-                        &mut report,
-                    );
+                    evaluate::evaluate(plan, reached, &mut watch, &mut report);
                 }
             }
         }
@@ -194,7 +188,7 @@ fn prepare(
 
 /// The document's first remark: a random base for each machine. A base is a multiple of the most threads that a machine
 /// can have, so that those of different machines cannot overlap, and bases are drawn without repetition.
-fn session_id_bases(hosts: usize) -> Vec<u64> {
+pub(crate) fn session_id_bases(hosts: usize) -> Vec<u64> {
     let mut bases = Vec::with_capacity(hosts);
     while bases.len() < hosts {
         // The last step of all stays below 2^31, whatever integer a module keeps it in.

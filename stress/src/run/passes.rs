@@ -249,6 +249,14 @@ fn unload(plan: &Plan<'_>, watch: &mut Watch<'_>, progress: &Progress, started: 
     for Started { pass, tasks } in started.iter().rev() {
         let Some(module) = &pass.module else { continue };
         progress.step(&format!("unloading {module}"));
+        // An insmod that an interrupt or a finding left under way may not have begun: what is not there yet is not
+        // found, and would stay.
+        let loaded = |watch: &Watch<'_>| {
+            tasks
+                .iter()
+                .all(|&(host, task)| watch.ended(task).is_some() || watch.logs[host].is_lost())
+        };
+        let _ = watch.wait(plan.deadlines.unload, Patience::Stubborn, loaded);
         let mut unloading = Vec::new();
         for &(host, _) in tasks {
             if watch.logs[host].is_lost() {

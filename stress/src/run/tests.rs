@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::cluster::{Fallen, Role};
+use crate::klog::watch::{Patience, Waited};
 use crate::modules::tests::module_for;
 use crate::report::Verdict;
 use crate::template::Template;
@@ -270,6 +271,7 @@ fn an_error_line_ends_the_run_at_once() {
         "say '[ERROR] - stress test failed: no server there'",
     );
     let report = fake.fails("val03", Kind::Error, "no server there");
+    assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
     // The others' work is still told.
     assert_eq!(report.totals.requests, 1000);
 }
@@ -468,10 +470,50 @@ fn a_machine_that_falls_ends_the_run_and_tells_why() {
     };
     let report = fake.run_with(&fallen);
     let kinds: Vec<Kind> = report.findings.iter().map(|finding| finding.kind).collect();
+    // That its client did not come to its end is no mistake of its own.
     assert_eq!(
         kinds,
-        [Kind::HostLost, Kind::Panic, Kind::MissingClient],
+        [Kind::HostLost, Kind::Panic],
         "{:?}",
         report.findings
     );
+}
+
+#[test]
+fn a_machine_that_was_ended_on_purpose_is_followed_again() {
+    let fake = Fake::new();
+    let (progress, none) = (Progress::silent(), Vec::new);
+    let timeout = Duration::from_secs(20);
+    let mut watch = Watch::start(
+        &fake.hosts[..1],
+        Duration::ZERO,
+        timeout,
+        &progress,
+        &fake.interrupt,
+        &none,
+    )
+    .unwrap();
+    let says = |watch: &mut Watch<'_>, line: &str| {
+        watch
+            .spawn(0, &format!("echo 'src/lib.rs@1: {line}' >/dev/kmsg"))
+            .unwrap();
+        let said = |watch: &Watch<'_>| watch.logs[0].said(line);
+        assert_eq!(
+            watch.wait(timeout, Patience::Eager, said).unwrap(),
+            Waited::Done
+        );
+    };
+    says(&mut watch, "[INFO ] - its first life");
+    watch.forgo(0);
+    // Booted anew: another log, which counts from 0. What follows the old one does not see it.
+    fs::remove_file(fake.home("val01").join("kmsg")).unwrap();
+    write(
+        &fake.home("val01").join("kmsg"),
+        "3,0,0,-;BUG: something of its boot\n",
+    );
+    watch.rejoin(0, timeout).unwrap();
+    says(&mut watch, "[INFO ] - its second life");
+    assert!(watch.logs[0].said("its first life"));
+    assert!(!watch.logs[0].said("its boot"));
+    assert_eq!(watch.findings, []);
 }

@@ -196,6 +196,17 @@ impl VmCluster {
             .collect()
     }
 
+    /// The machines that do not run: they ended by themselves, or were killed.
+    pub fn absent(&mut self) -> Vec<String> {
+        let mut absent = Vec::new();
+        for (machine, plan) in self.machines.iter_mut().zip(&self.plans) {
+            if !machine.as_mut().is_some_and(Machine::is_running) {
+                absent.push(plan.name.clone());
+            }
+        }
+        absent
+    }
+
     /// Ends one machine as a power cut would.
     pub fn kill_host(&mut self, name: &str) -> Result<()> {
         let index = self.index(name)?;

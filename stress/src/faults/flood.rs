@@ -1,0 +1,128 @@
+//! A stranger floods the server with random and mutated datagrams while an honest client works.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+
+use super::row::FloodFigures;
+use super::{Faults, Row, FLOOD, HONEST, SERVER};
+use crate::bench::median;
+use crate::klog::watch::Watch;
+use crate::scene::{await_that, run_to_end, watched, STEP};
+
+/// Intervals of a second that a median is taken of.
+const WINDOW: usize = 5;
+/// How many windows after the flood may pass until one is as good as before: these machines share their processors with
+/// whatever else runs beside them. What a flood broke for good, no window mends.
+const WINDOWS: usize = 4;
+/// What is as good as before. Without a flood, windows of five seconds under emulation differ by a tenth.
+const AS_BEFORE: f64 = 0.8;
+/// Most lines that a server may say about a flood, however long it is.
+const MOST_LINES: usize = 20;
+/// Datagrams a second that a flood reaches in any case.
+const SLOWEST_PER_S: u32 = 1_000;
+/// The honest client is unloaded when the flood is over.
+const CLIENT_RUNNING_SECS: u64 = 3_600;
+
+impl Faults<'_> {
+    pub(super) fn flood(&mut self, row: &mut Row, datagrams: u32, seed: u32) -> Result<()> {
+        let stranger = self.clients().end - 1;
+        self.bring(stranger, FLOOD)?;
+        let parameter = |name: &str| {
+            let value = self.parameters.get(name);
+            value.with_context(|| format!("{}: no {name}", self.template.path.display()))
+        };
+        let arguments = format!(
+            "gid={} server_service_id={} server_qd_hint={} datagrams={datagrams} seed={seed}",
+            self.gid,
+            parameter("server_service_id")?,
+            parameter("server_qd_hint")?
+        );
+        watched(self.stage, self.stage.hosts(), None, |watch| {
+            self.load_server(watch)?;
+            self.load(
+                watch,
+                HONEST,
+                &[("client_running_secs", CLIENT_RUNNING_SECS)],
+            )?;
+            let before_per_s = window(watch, Instant::now())?;
+
+            let begun = Instant::now();
+            let lines = |watch: &Watch<'_>, host: usize| watch.logs[host].lines.len();
+            let lines_before = lines(watch, SERVER);
+            self.insert(watch, stranger, FLOOD, &arguments)?;
+            let timeout = STEP + Duration::from_secs(u64::from(datagrams / SLOWEST_PER_S));
+            await_that(watch, timeout, "\"flood done\"", |watch| {
+                watch.logs[stranger].flood.is_some()
+            })?;
+            let ended = Instant::now();
+            let server_lines = lines(watch, SERVER) - lines_before;
+            let during = watch.logs[HONEST].passed_since(begun);
+            let during = during.filter(|passed| passed.at < ended);
+            let during_per_s = median(during.map(|passed| passed.requests_per_s as f64));
+            run_to_end(watch, stranger, &format!("rmmod {FLOOD}"), STEP)?;
+
+            let mut after_per_s = 0.0;
+            for _ in 0..WINDOWS {
+                after_per_s = window(watch, Instant::now())?;
+                if after_per_s >= before_per_s * AS_BEFORE {
+                    break;
+                }
+            }
+            self.unload(watch, HONEST)?;
+            self.unload_server(watch)?;
+
+            let sent = watch.logs[stranger].flood.unwrap_or_default();
+            row.flood = Some(FloodFigures {
+                sent,
+                seed,
+                before_per_s,
+                // A short flood may lie between two of the client's lines.
+                during_per_s: if during_per_s.is_nan() {
+                    0.0
+                } else {
+                    during_per_s
+                },
+                after_per_s,
+                server_lines,
+            });
+            row.account(&watch.logs[SERVER], watch.logs[HONEST..=HONEST].iter())?;
+            ensure!(
+                sent.sent >= u64::from(datagrams),
+                "the flood sent {} of {datagrams} datagrams",
+                sent.sent
+            );
+            ensure!(
+                row.rejected > 0,
+                "the server rejected nothing: the flood did not reach it"
+            );
+            ensure!(
+                row.executed >= row.requests,
+                "the server executed {} requests, the client counts {}",
+                row.executed,
+                row.requests
+            );
+            ensure!(
+                server_lines < MOST_LINES,
+                "the server's kernel log got {server_lines} lines during the flood"
+            );
+            ensure!(
+                after_per_s >= before_per_s * AS_BEFORE,
+                "the honest client had {before_per_s} requests/s before the flood, and {after_per_s} after it"
+            );
+            Ok(())
+        })
+    }
+}
+
+/// The honest client's median throughput over the next intervals. The first of them began earlier, and is left out.
+fn window(watch: &mut Watch<'_>, since: Instant) -> Result<f64> {
+    let passed = |watch: &Watch<'_>| -> Vec<f64> {
+        let passed = watch.logs[HONEST].passed_since(since).skip(1);
+        passed.map(|passed| passed.requests_per_s as f64).collect()
+    };
+    await_that(watch, STEP, "throughput of the honest client", |watch| {
+        passed(watch).len() >= WINDOW
+    })?;
+    Ok(median(passed(watch).into_iter()))
+}

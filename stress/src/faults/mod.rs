@@ -1,0 +1,446 @@
+//! `make faults`: the RPC between real kernels while the network spoils packets, machines and modules go away and come
+//! back, and a stranger floods the server.
+//!
+//! All scenarios take place on one virtual cluster, one after another. Each passes only if no client saw an error, no
+//! kernel log has anything to find, the server's count agrees with the clients', and the machines have the RDMA
+//! resources afterwards that they had before. [`netem`] spoils the network, [`restarts`] ends what runs, [`flood`] sends
+//! what nobody asked for, [`row`] is what a scenario leaves behind.
+
+mod flood;
+mod netem;
+mod restarts;
+mod row;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{bail, ensure, Context, Result};
+use serde::Serialize;
+
+use self::row::Row;
+use crate::cluster::shell::{quote, Limit};
+use crate::cluster::{Host, Role};
+use crate::klog::watch::Watch;
+use crate::modules::Module;
+use crate::parameters;
+use crate::progress::Progress;
+use crate::refusal::Refusal;
+use crate::report::{ClusterInfo, HostInfo, Verdict};
+use crate::run::{self, inspect, parent_gid, Inspected};
+use crate::scene::{await_that, run_to_end, STEP};
+use crate::settings::{Assignments, Machines};
+use crate::stage::{self, Setting, Stage};
+use crate::template::{fill, RunPass, Template};
+
+const TARGET: &str = "faults";
+/// What is loaded to flood the server.
+const FLOOD: &str = "mitosis_rpc_flood";
+/// The server's host.
+const SERVER: usize = 0;
+/// The client that goes on when another one is killed, and works while another one floods.
+const HONEST: usize = 1;
+
+/// What the command line says.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Settings of the cluster and parameters of the RPC test, as for `run`.
+    #[arg(value_name = "NAME=VALUE")]
+    assignments: Vec<String>,
+    /// Only the scenarios that catch most: heavy loss, the server's module loaded anew, a short flood.
+    #[arg(long)]
+    short: bool,
+    /// Only the scenarios whose name has this in it.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// How many datagrams the flood has: 1,000,000, and 20,000 with --short.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    datagrams: Option<u32>,
+    /// The same seed makes the same flood.
+    #[arg(long, default_value_t = 1)]
+    seed: u32,
+    /// What runs the RPC.
+    #[arg(long, default_value = "templates-run/peak-rpc-kernel-module.toml")]
+    template: PathBuf,
+    /// Where modules and results go.
+    #[arg(long, default_value = "out")]
+    out: PathBuf,
+}
+
+/// `out/faults/result.json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    schema: &'static str,
+    target: &'static str,
+    verdict: Verdict,
+    cluster: &'a ClusterInfo,
+    parameters: &'a BTreeMap<String, u64>,
+    seconds: f64,
+    scenarios: &'a [Row],
+}
+
+/// The program.
+pub fn main(arguments: &Arguments) -> Result<Verdict> {
+    let started = Instant::now();
+    let mut assignments = Assignments::parse(&arguments.assignments)?;
+    let given = |name: &str| assignments.parameters.iter().any(|(n, _)| n == name);
+    // The server outlasts every scenario. Few threads: what is measured is what a fault costs, not the peak.
+    let defaults = [
+        ("client_running_secs", "5"),
+        ("server_running_secs", "3600"),
+        ("thread_count", "4"),
+    ];
+    let defaults = defaults.into_iter().filter(|(name, _)| !given(name));
+    let defaults: Vec<(String, String)> = defaults
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    assignments.parameters.extend(defaults);
+    let settings = assignments.settings()?;
+    match &settings.machines {
+        Machines::Real(_) => bail!(Refusal::of(
+            "the faults end machines and spoil their network: they run on the virtual cluster only"
+        )),
+        Machines::Virtual(machines) if machines.clients < 2 => bail!(Refusal::of(format!(
+            "CLIENTS={}: of the clients one is killed and one goes on; give at least 2",
+            machines.clients
+        ))),
+        Machines::Virtual(_) => {}
+    }
+    let template = Template::<RunPass>::load(&arguments.template)?;
+    let parameters = parameters::resolve(
+        &template.path,
+        &template.parameters,
+        &assignments.parameters,
+    )?;
+    let directory = arguments.out.join(TARGET);
+    // What an earlier run left there is not this one's.
+    let _ = std::fs::remove_file(directory.join("result.json"));
+    let progress = Progress::new();
+    let setting = Setting {
+        settings: &settings,
+        template: &template,
+        out: &arguments.out,
+        directory: &directory,
+        progress: &progress,
+    };
+    let done = stage::on(&setting, |stage| {
+        let mut faults = Faults::new(stage, &template, &parameters, &arguments.out, &progress)?;
+        faults.all(arguments)?;
+        Ok((faults.cluster, faults.rows))
+    });
+    progress.finish();
+    let (cluster, rows) = done?;
+    conclude(&directory, &cluster, &parameters, started, &rows)
+}
+
+fn conclude(
+    directory: &Path,
+    cluster: &ClusterInfo,
+    parameters: &BTreeMap<String, u64>,
+    started: Instant,
+    rows: &[Row],
+) -> Result<Verdict> {
+    let failed = rows
+        .iter()
+        .filter(|row| row.verdict == Verdict::Fail)
+        .count();
+    let verdict = if failed == 0 && !rows.is_empty() {
+        Verdict::Pass
+    } else {
+        Verdict::Fail
+    };
+    println!("{} passed, {failed} failed", rows.len() - failed);
+    let document = Document {
+        schema: "mitosis-faults/1",
+        target: TARGET,
+        verdict,
+        cluster,
+        parameters,
+        seconds: started.elapsed().as_secs_f64().round(),
+        scenarios: rows,
+    };
+    let path = directory.join("result.json");
+    let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;
+    std::fs::write(&path, json + "\n")
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}", path.display());
+    Ok(verdict)
+}
+
+struct Faults<'a> {
+    stage: &'a Stage<'a>,
+    template: &'a Template<RunPass>,
+    parameters: &'a BTreeMap<String, u64>,
+    out: &'a Path,
+    progress: &'a Progress,
+    /// The server's.
+    gid: String,
+    /// Of the machines' kernel.
+    release: String,
+    /// The machines' RDMA resources while nothing is loaded.
+    resources: String,
+    /// What the clients reach without a fault.
+    clean_per_s: Option<u64>,
+    cluster: ClusterInfo,
+    rows: Vec<Row>,
+}
+
+impl<'a> Faults<'a> {
+    fn new(
+        stage: &'a Stage<'a>,
+        template: &'a Template<RunPass>,
+        parameters: &'a BTreeMap<String, u64>,
+        out: &'a Path,
+        progress: &'a Progress,
+    ) -> Result<Self> {
+        let hosts = stage.hosts().iter();
+        let inspected: Vec<Inspected> = hosts
+            .map(|host| inspect(host, STEP, stage.interrupt()))
+            .collect::<Result<_>>()?;
+        let info = |(host, inspected): (&Host, &Inspected)| HostInfo {
+            name: host.name.clone(),
+            role: host.role,
+            kernel: Some(inspected.kernel.clone()),
+            device: inspected.ports.first().map(|port| port.device.clone()),
+            mtu: inspected.ports.first().and_then(|port| port.mtu),
+        };
+        let mut faults = Self {
+            stage,
+            template,
+            parameters,
+            out,
+            progress,
+            gid: parent_gid(stage.hosts(), &inspected, None)?.to_string(),
+            release: inspected[SERVER].kernel.clone(),
+            resources: String::new(),
+            clean_per_s: None,
+            cluster: ClusterInfo {
+                kind: "virtual".into(),
+                accel: stage.accel(),
+                hosts: stage.hosts().iter().zip(&inspected).map(info).collect(),
+            },
+            rows: Vec::new(),
+        };
+        for host in 0..stage.hosts().len() {
+            faults.equip(host)?;
+        }
+        faults.resources = faults.resources_now()?;
+        Ok(faults)
+    }
+
+    fn all(&mut self, arguments: &Arguments) -> Result<()> {
+        let only = |name: &str| name.contains(&arguments.only);
+        let (short, seed) = (arguments.short, arguments.seed);
+        // What the others are compared with is played with each of them.
+        let chosen = |name: &str| only(name) && (!short || name == netem::SHORT);
+        let chosen_any = netem::SCENARIOS.iter().any(|(name, _)| chosen(name));
+        if !short && (only(netem::CLEAN) || chosen_any) {
+            self.scenario(netem::CLEAN, |faults, row| faults.clean(row))?;
+        }
+        for (name, spoilt) in netem::SCENARIOS {
+            if chosen(name) {
+                self.scenario(name, |faults, row| faults.spoilt_network(row, spoilt))?;
+            }
+        }
+        let name = "the server's module is removed and inserted again";
+        if only(name) {
+            self.scenario(name, |faults, row| faults.server_inserted_again(row))?;
+        }
+        let name = "the server's machine is killed and booted again";
+        if only(name) && !short {
+            self.scenario(name, |faults, row| faults.server_booted_again(row))?;
+        }
+        let name = "a client's machine is killed and booted again";
+        if only(name) && !short {
+            self.scenario(name, |faults, row| faults.client_booted_again(row))?;
+        }
+        let datagrams = arguments
+            .datagrams
+            .unwrap_or(if short { 20_000 } else { 1_000_000 });
+        let name = format!("a flood of {datagrams} datagrams, seed {seed}");
+        if only(&name) {
+            self.scenario(&name, |faults, row| faults.flood(row, datagrams, seed))?;
+        }
+        Ok(())
+    }
+
+    /// Plays one scenario, and brings the machines back to where they were before it.
+    fn scenario(
+        &mut self,
+        name: &str,
+        body: impl FnOnce(&mut Self, &mut Row) -> Result<()>,
+    ) -> Result<()> {
+        self.progress.step(name);
+        let started = Instant::now();
+        let mut row = Row::new(name);
+        let outcome = body(self, &mut row);
+        self.stage.interrupt().check()?;
+        let restored = self.restore().and_then(|()| {
+            let now = self.resources_now()?;
+            ensure!(
+                now == self.resources,
+                "RDMA resources were {}, and are {now}",
+                self.resources
+            );
+            Ok(())
+        });
+        self.stage.interrupt().check()?;
+        row.conclude(outcome.and(restored), started.elapsed());
+        self.progress.line(&row.to_string());
+        self.rows.push(row);
+        Ok(())
+    }
+
+    /// Boots what is down, unloads what is loaded, and takes away what spoils the network.
+    fn restore(&self) -> Result<()> {
+        let absent = self.stage.absent();
+        for name in &absent {
+            self.stage.restart(name)?;
+        }
+        let modules = self.template.passes.iter().rev();
+        let modules: Vec<&str> = modules
+            .filter_map(|pass| pass.module.as_deref())
+            .chain([FLOOD])
+            .collect();
+        let script = format!(
+            "for m in {}; do [ ! -d /sys/module/$m ] || rmmod $m || exit 1; done; {}",
+            modules.join(" "),
+            netem::END
+        );
+        for (index, host) in self.stage.hosts().iter().enumerate() {
+            if absent.contains(&host.name) {
+                self.equip(index)?;
+            }
+            host.run(&script, self.limit())?;
+        }
+        Ok(())
+    }
+
+    fn limit(&self) -> Limit<'_> {
+        Limit {
+            timeout: STEP,
+            interrupt: Some(self.stage.interrupt()),
+        }
+    }
+
+    fn host(&self, index: usize) -> &Host {
+        &self.stage.hosts()[index]
+    }
+
+    /// The hosts that clients run on.
+    fn clients(&self) -> std::ops::Range<usize> {
+        HONEST..self.stage.hosts().len()
+    }
+
+    /// Queue pairs, completion queues, protection domains and the rest on all machines.
+    fn resources_now(&self) -> Result<String> {
+        let hosts = self.stage.hosts().iter();
+        let counts: Result<Vec<String>> = hosts
+            .map(|host| Ok(host.run("rdma resource", self.limit())?.trim().to_string()))
+            .collect();
+        Ok(counts?.join("; "))
+    }
+
+    /// Puts the modules of its role onto a host.
+    fn equip(&self, index: usize) -> Result<()> {
+        let host = self.host(index);
+        let passes = self.template.passes.iter();
+        let names = passes
+            .filter(|pass| pass.role == host.role)
+            .filter_map(|pass| pass.module.as_deref());
+        for name in names {
+            self.bring(index, name)?;
+        }
+        Ok(())
+    }
+
+    fn bring(&self, index: usize, name: &str) -> Result<()> {
+        let module = Module::load(self.out, &self.release, name)?;
+        let file = format!("{name}.ko");
+        self.host(index).copy(module.contents, &file, self.limit())
+    }
+
+    /// Loads what a host of its role runs, with some parameters other than the test's.
+    fn load(&self, watch: &mut Watch<'_>, host: usize, changes: &[(&str, u64)]) -> Result<()> {
+        let (module, pass) = self.module_of(host)?;
+        let base = run::session_id_bases(1).first().map(u64::to_string);
+        let arguments = fill(&pass.arguments, |name| match name {
+            "gid" => Some(self.gid.clone()),
+            "random" => base.clone(),
+            _ => changes
+                .iter()
+                .find(|(changed, _)| *changed == name)
+                .map(|(_, value)| value)
+                .or(self.parameters.get(name))
+                .map(u64::to_string),
+        });
+        let arguments = arguments.map_err(|name| {
+            Refusal::of(format!(
+                "{}: no value for {{{name}}}",
+                self.template.path.display()
+            ))
+        })?;
+        self.insert(watch, host, module, &arguments)
+    }
+
+    fn insert(
+        &self,
+        watch: &mut Watch<'_>,
+        host: usize,
+        module: &str,
+        arguments: &str,
+    ) -> Result<()> {
+        let words: Vec<String> = arguments.split_whitespace().map(quote).collect();
+        let path = self.host(host).path(&format!("{module}.ko"));
+        run_to_end(
+            watch,
+            host,
+            &format!("insmod {path} {}", words.join(" ")),
+            STEP,
+        )
+    }
+
+    fn unload(&self, watch: &mut Watch<'_>, host: usize) -> Result<()> {
+        let (module, _) = self.module_of(host)?;
+        run_to_end(watch, host, &format!("rmmod {module}"), STEP)
+    }
+
+    fn module_of(&self, host: usize) -> Result<(&str, &RunPass)> {
+        let role = self.host(host).role;
+        let passes = self.template.passes.iter();
+        passes
+            .filter(|pass| pass.role == role)
+            .find_map(|pass| Some((pass.module.as_deref()?, pass)))
+            .with_context(|| {
+                let role = if role == Role::Parent {
+                    "parent"
+                } else {
+                    "child"
+                };
+                format!(
+                    "{}: no pass of role {role:?} has a module",
+                    self.template.path.display()
+                )
+            })
+    }
+
+    /// Loads the server and waits until it is ready; when it was.
+    fn load_server(&self, watch: &mut Watch<'_>) -> Result<Instant> {
+        let since = Instant::now();
+        self.load(watch, SERVER, &[])?;
+        let ready = |watch: &Watch<'_>| watch.logs[SERVER].said_since(since, "rpc server ready");
+        await_that(watch, STEP, "\"rpc server ready\"", |watch| {
+            ready(watch).is_some()
+        })?;
+        ready(watch).context("the server is not ready")
+    }
+
+    /// Unloads the server and waits for its count.
+    fn unload_server(&self, watch: &mut Watch<'_>) -> Result<()> {
+        let before = watch.logs[SERVER].stopped.len();
+        self.unload(watch, SERVER)?;
+        await_that(watch, STEP, "\"rpc server stopped\"", |watch| {
+            watch.logs[SERVER].stopped.len() > before
+        })
+    }
+}

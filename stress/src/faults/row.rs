@@ -1,0 +1,273 @@
+//! What one scenario leaves behind: figures and a verdict.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{ensure, Result};
+use serde::Serialize;
+
+use super::netem::Passage;
+use crate::klog::lines::{Flood, Stopped, Total};
+use crate::klog::log::HostLog;
+use crate::report::Verdict;
+
+/// A row of `result.json`; `null` where a scenario has nothing of the kind.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) verdict: Verdict,
+    /// Why it failed.
+    pub(super) reason: Option<String>,
+    pub(super) seconds: f64,
+    /// Answered requests.
+    pub(super) requests: u64,
+    /// Over the time that the clients themselves measured.
+    pub(super) requests_per_s: u64,
+    /// Requests that were not answered.
+    pub(super) errors: u64,
+    /// Requests whose answer was lost with their server.
+    pub(super) interrupted: u64,
+    /// What the servers of the scenario executed, as far as they lived to tell.
+    pub(super) executed: u64,
+    /// Requests that the server was asked again and answered from the saved reply.
+    pub(super) replayed: u64,
+    /// Datagrams that made no sense to the server.
+    pub(super) rejected: u64,
+    /// The throughput beside that without a fault.
+    pub(super) relative: Option<f64>,
+    /// What went through the spoilt network.
+    pub(super) network: Option<Passage>,
+    /// From the server's ready line to the last client's first line with throughput.
+    pub(super) resumed_after_ms: Option<u64>,
+    pub(super) flood: Option<FloodFigures>,
+}
+
+/// An honest client beside a flood.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct FloodFigures {
+    #[serde(flatten)]
+    pub(super) sent: Flood,
+    pub(super) seed: u32,
+    /// Median requests/s of the honest client.
+    pub(super) before_per_s: f64,
+    pub(super) during_per_s: f64,
+    pub(super) after_per_s: f64,
+    /// What the server's kernel log got meanwhile.
+    pub(super) server_lines: usize,
+}
+
+impl Row {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            name: name.to_string(),
+            verdict: Verdict::Fail,
+            reason: None,
+            seconds: 0.0,
+            requests: 0,
+            requests_per_s: 0,
+            errors: 0,
+            interrupted: 0,
+            executed: 0,
+            replayed: 0,
+            rejected: 0,
+            relative: None,
+            network: None,
+            resumed_after_ms: None,
+            flood: None,
+        }
+    }
+
+    /// Adds a client's count.
+    pub(super) fn add_total(&mut self, total: &Total) {
+        self.requests += total.requests;
+        self.errors += total.errors;
+        self.interrupted += total.interrupted;
+        let per_s = u128::from(total.requests) * 1_000_000 / u128::from(total.elapsed_us.max(1));
+        self.requests_per_s += u64::try_from(per_s).unwrap_or(u64::MAX);
+    }
+
+    /// Adds a server's count.
+    pub(super) fn add_stopped(&mut self, stopped: &Stopped) {
+        self.executed += stopped.requests;
+        self.replayed += stopped.replayed;
+        self.rejected += stopped.rejected;
+    }
+
+    /// Adds what the logs of a scenario count, and fails where a client or a server counts what must not be.
+    pub(super) fn account<'l>(
+        &mut self,
+        server: &HostLog,
+        clients: impl Iterator<Item = &'l HostLog>,
+    ) -> Result<()> {
+        for log in clients {
+            let Some(total) = &log.total else {
+                anyhow::bail!("{}: it did not report its figures", log.name);
+            };
+            self.add_total(total);
+            ensure!(
+                total.requests > 0,
+                "{}: not one of its requests was answered",
+                log.name
+            );
+        }
+        for stopped in &server.stopped {
+            self.add_stopped(stopped);
+            ensure!(
+                stopped.errors == 0,
+                "{}: the server counted {} errors",
+                server.name,
+                stopped.errors
+            );
+            if let Some((back, all)) = stopped.buffers {
+                ensure!(
+                    back == all,
+                    "{}: {back} of {all} receive buffers are left",
+                    server.name
+                );
+            }
+        }
+        ensure!(self.errors == 0, "{} requests failed", self.errors);
+        Ok(())
+    }
+
+    pub(super) fn conclude(&mut self, outcome: Result<()>, took: Duration) {
+        self.seconds = (took.as_secs_f64() * 10.0).round() / 10.0;
+        match outcome {
+            Ok(()) => self.verdict = Verdict::Pass,
+            Err(error) => self.reason = Some(format!("{error:#}")),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.verdict {
+            Verdict::Pass => "ok    ",
+            Verdict::Fail => "FAILED",
+        };
+        write!(f, "{word} {} ({:.1} s): ", self.name, self.seconds)?;
+        if let Some(reason) = &self.reason {
+            write!(f, "{reason}; ")?;
+        }
+        write!(f, "requests {}", self.requests)?;
+        write!(f, ", requests/s {}", self.requests_per_s)?;
+        if let Some(relative) = self.relative {
+            write!(f, " ({relative:.2} of clean)")?;
+        }
+        write!(f, ", errors {}", self.errors)?;
+        if let Some(network) = &self.network {
+            write!(
+                f,
+                ", replayed {}, packets {}, dropped {}",
+                self.replayed, network.packets, network.dropped
+            )?;
+        }
+        if let Some(ms) = self.resumed_after_ms {
+            let (interrupted, executed) = (self.interrupted, self.executed);
+            write!(
+                f,
+                ", interrupted {interrupted}, executed {executed}, resumed after {ms} ms"
+            )?;
+        }
+        if let Some(flood) = &self.flood {
+            write!(
+                f,
+                ", flood/s {}, rejected {}, honest requests/s before {}, during {}, after {}, server's log lines {}",
+                flood.sent.sent.saturating_mul(1_000_000) / flood.sent.elapsed_us.max(1),
+                self.rejected,
+                flood.before_per_s,
+                flood.during_per_s,
+                flood.after_per_s,
+                flood.server_lines
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(name: &str, lines: &[&str]) -> HostLog {
+        let mut log = HostLog::of(name);
+        for line in lines {
+            log.take(
+                std::time::Instant::now(),
+                &format!("src/lib.rs@1: [INFO ] - {line}"),
+            );
+        }
+        log
+    }
+
+    const CLIENT: &str =
+        "total: requests 1000, errors 0, interrupted 4, elapsed_us 500000, threads 4";
+    const STOPPED: &str =
+        "rpc server stopped: sessions 8, requests 501, replayed 2, rejected 1, errors 0, receive buffers 64 of 64";
+
+    #[test]
+    fn both_lives_of_a_server_are_added_up() {
+        let mut row = Row::new("x");
+        let server = log("val01", &[STOPPED, STOPPED]);
+        row.account(&server, [log("val02", &[CLIENT])].iter())
+            .unwrap();
+        assert_eq!(
+            (row.requests, row.requests_per_s, row.interrupted),
+            (1000, 2000, 4)
+        );
+        assert_eq!((row.executed, row.replayed, row.rejected), (1002, 4, 2));
+    }
+
+    #[test]
+    fn what_must_not_be_counted_fails_with_the_machines_name() {
+        let told = |server: &str, client: &str| {
+            let server = log("val01", &[server]);
+            let error = Row::new("x").account(&server, [log("val02", &[client])].iter());
+            error.unwrap_err().to_string()
+        };
+        assert_eq!(
+            told(&STOPPED.replace("64 of", "63 of"), CLIENT),
+            "val01: 63 of 64 receive buffers are left"
+        );
+        assert_eq!(
+            told(&STOPPED.replace("errors 0", "errors 2"), CLIENT),
+            "val01: the server counted 2 errors"
+        );
+        assert_eq!(
+            told(STOPPED, "stress test done"),
+            "val02: it did not report its figures"
+        );
+        assert_eq!(
+            told(STOPPED, &CLIENT.replace("errors 0", "errors 3")),
+            "3 requests failed"
+        );
+        assert_eq!(
+            told(STOPPED, &CLIENT.replace("1000", "0")),
+            "val02: not one of its requests was answered"
+        );
+    }
+
+    #[test]
+    fn a_row_is_one_line() {
+        let mut row = Row::new("loss 5 %");
+        row.relative = Some(0.5);
+        row.network = Some(Passage {
+            packets: 100,
+            dropped: 5,
+        });
+        row.conclude(Ok(()), Duration::from_millis(1_234));
+        assert_eq!(
+            row.to_string(),
+            "ok     loss 5 % (1.2 s): requests 0, requests/s 0 (0.50 of clean), errors 0, replayed 0, packets 100, \
+             dropped 5"
+        );
+        row.verdict = Verdict::Fail;
+        row.conclude(
+            Err(anyhow::anyhow!("why").context("val01")),
+            Duration::from_secs(1),
+        );
+        assert!(row
+            .to_string()
+            .starts_with("FAILED loss 5 % (1.0 s): val01: why; requests 0"));
+    }
+}
