@@ -79,7 +79,7 @@ impl CallSlot {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(
         &mut self,
         request: u64,
@@ -108,7 +108,7 @@ impl CallSlot {
     }
 
     /// Hands out the next part, and says whether it is the last for now.
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(&mut self, now_ns: u64, limit: u32, trip: &RoundTrip) -> (Outgoing, bool) {
         let offset = self.next;
         let message_len = self.message_len();
@@ -118,7 +118,7 @@ impl CallSlot {
         let again = offset < self.resent_end;
         self.next = end;
         self.in_flight = self.in_flight.wrapping_add(1);
-        if self.sampled_at_ns == 0 && !again {
+        if self.sampled_at_ns == 0 && !again && (trip.wants(self.request) || self.doublings != 0) {
             self.sampled_at_ns = now_ns.max(1);
             self.sample_end = end;
         }
@@ -257,8 +257,11 @@ impl CallSlot {
     }
 
     /// Measures the round trip if everything up to `end` was just answered.
-    #[inline]
+    #[inline(always)]
     fn measure(&mut self, now_ns: u64, end: u32, trip: &mut RoundTrip) {
+        if self.sampled_at_ns == 0 && self.doublings == 0 {
+            return;
+        }
         if self.sampled_at_ns != 0 && end >= self.sample_end {
             trip.measured(now_ns.saturating_sub(self.sampled_at_ns));
             self.sampled_at_ns = 0;

@@ -170,7 +170,7 @@ impl<'a> Client<'a> {
     }
 
     /// A slot in which a call can be begun.
-    #[inline]
+    #[inline(always)]
     pub fn free_slot(&self) -> Option<u16> {
         let free = self.window & !self.busy;
         if free == 0 || self.state != State::Open {
@@ -181,7 +181,7 @@ impl<'a> Client<'a> {
 
     /// Starts a call, whose `request_len` bytes are in the slot's request buffer and stay there
     /// until the event that ends it.
-    #[inline]
+    #[inline(always)]
     pub fn call(
         &mut self,
         now_ns: u64,
@@ -228,7 +228,7 @@ impl<'a> Client<'a> {
 
     /// The next datagram to send: its header is written to `header`, and the rest is gathered from
     /// a slot's request buffer. `None` if there is nothing to send for now.
-    #[inline]
+    #[inline(always)]
     pub fn poll_transmit(
         &mut self,
         now_ns: u64,
@@ -287,7 +287,7 @@ impl<'a> Client<'a> {
     }
 
     /// Takes a datagram that arrived.
-    #[inline]
+    #[inline(always)]
     pub fn handle_datagram(
         &mut self,
         now_ns: u64,

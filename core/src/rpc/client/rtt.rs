@@ -6,6 +6,11 @@ const MAX_DOUBLINGS: u8 = 32;
 /// No interval is longer: 18 minutes.
 const LONGEST_NS: u64 = 1 << 40;
 
+/// One call in so many is measured.
+const SAMPLED: u64 = 8;
+
+const _: () = assert!(SAMPLED.is_power_of_two());
+
 /// Round-trip time, measured and smoothed.
 #[derive(Clone, Debug)]
 pub(super) struct RoundTrip {
@@ -33,6 +38,13 @@ impl RoundTrip {
             max_ns,
             doublings: 0,
         }
+    }
+
+    /// Whether a call of this number is to be measured: one in [`SAMPLED`], as round trips change
+    /// more slowly than calls come; all until the first measurement, and after retransmissions.
+    #[inline(always)]
+    pub(super) fn wants(&self, request: u64) -> bool {
+        request & (SAMPLED - 1) == 0 || self.smoothed8_ns == 0 || self.doublings != 0
     }
 
     /// Takes the time between a datagram and its answer, where the datagram was sent once.

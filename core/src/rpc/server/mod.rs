@@ -89,14 +89,14 @@ impl<'a> Server<'a> {
     /// The peer that owns the live session named in the datagram's header, if there is one. A hint
     /// that saves a search: nothing else of the datagram is checked before
     /// [`Server::handle_datagram`].
-    #[inline]
+    #[inline(always)]
     pub fn peer_of(&self, datagram: &[u8]) -> Option<PeerId> {
         Some(self.table.find(Header::session_hint(datagram)?)?.peer)
     }
 
     /// Takes a datagram that came from the address `from`. Answers are written to `out`, which needs
     /// [`ANSWER_LEN`] bytes.
-    #[inline]
+    #[inline(always)]
     pub fn handle_datagram<'d>(
         &mut self,
         now_ns: u64,

@@ -335,7 +335,7 @@ impl Server<'_> {
     ///
     /// The reply buffer stays untouched until the slot's next request. A result that is longer than
     /// the session carries becomes [`ErrorCode::TooLarge`].
-    #[inline]
+    #[inline(always)]
     pub fn complete(
         &mut self,
         request: &Dispatched,
