@@ -73,7 +73,7 @@ impl<'d> Part<'d> {
 }
 
 /// How long the part at `offset` of a message is, where a full part is `limit` bytes long.
-#[inline]
+#[inline(always)]
 pub(crate) const fn part_len(message_len: u32, offset: u32, limit: u32) -> u32 {
     let rest = message_len.saturating_sub(offset);
     if rest < limit {

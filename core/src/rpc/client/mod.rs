@@ -113,6 +113,8 @@ impl<'a> Client<'a> {
             call_timeout_ns: config.call_timeout_ns.min(FOREVER_NS),
             ..config
         };
+        // No slot has a number that a set cannot hold.
+        let slots = slots.get_mut(..usize::from(room)).unwrap_or_default();
         Self {
             slots,
             session: SessionId::NONE,
@@ -192,7 +194,7 @@ impl<'a> Client<'a> {
         if self.state != State::Open {
             return Err(CallError::NotConnected);
         }
-        let bit = 1_u64.checked_shl(u32::from(slot)).unwrap_or(0);
+        let bit = bit(slot);
         let place = self.slots.get_mut(usize::from(slot));
         let (Some(place), true) = (place, self.window & bit != 0) else {
             let slots = self.granted.slots;
@@ -492,12 +494,14 @@ impl Granted {
     /// Length of a full part in bytes.
     #[inline(always)]
     pub(crate) fn part_len(&self) -> u32 {
-        u32::from(self.datagram_len).saturating_sub(HEADER_LEN as u32)
+        // At least MIN_DATAGRAM long.
+        u32::from(self.datagram_len).wrapping_sub(HEADER_LEN as u32)
     }
 }
 
-/// The slot's place in a set of them.
-#[inline]
+/// The slot's place in a set of them. Of use for a slot that there is: a number beyond 63 has that of
+/// another.
+#[inline(always)]
 fn bit(slot: u16) -> u64 {
-    1_u64.checked_shl(u32::from(slot)).unwrap_or(0)
+    1_u64.wrapping_shl(u32::from(slot))
 }

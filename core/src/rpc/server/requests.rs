@@ -25,13 +25,13 @@ struct Recipient {
 }
 
 impl Recipient {
-    #[inline]
+    #[inline(always)]
     fn new(id: SessionId, session: &Session, slot: u16) -> Self {
         Self {
             id,
             peer: session.peer,
             slot,
-            slot_index: session.first_slot.saturating_add(u32::from(slot)),
+            slot_index: session.first_slot.wrapping_add(u32::from(slot)),
             part_limit: part_limit(session),
         }
     }
@@ -350,7 +350,7 @@ impl Server<'_> {
             return None;
         }
         match slot.state {
-            SlotState::Executing => session.executing = session.executing.saturating_sub(1),
+            SlotState::Executing => session.executing = session.executing.wrapping_sub(1),
             SlotState::Receiving => {}
             _ => return None,
         }
@@ -485,7 +485,8 @@ fn send_part(
         code: 0,
         message_len_bytes: message_len,
         offset_bytes: offset,
-        payload_len_bytes: u16::try_from(len).ok()?,
+        // No longer than a datagram.
+        payload_len_bytes: len as u16,
         slot: to.slot,
     };
     header.emit(out).ok()?;
@@ -496,7 +497,7 @@ fn send_part(
         header_len: HEADER_LEN,
         payload: Range {
             start: offset,
-            end: offset.saturating_add(len),
+            end: offset.wrapping_add(len),
         },
         again,
     })
