@@ -43,15 +43,6 @@ struct mitosis_flood_parameters {
 	const u8 *gid;
 };
 
-struct mitosis_flood_parameters {
-	u32 server_qd_hint;
-	u32 server_service_id;
-	u32 datagrams;
-	u32 seed;
-	u32 gid_len;
-	const u8 *gid;
-};
-
 /* Start answers at once: 0, or a negative errno and a line in the log. */
 int mitosis_server_start(const struct mitosis_server_parameters *parameters);
 void mitosis_server_stop(void);

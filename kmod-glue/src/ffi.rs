@@ -195,18 +195,6 @@ pub struct FloodParameters {
     pub gid: *const u8,
 }
 
-/// `struct mitosis_flood_parameters`
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct FloodParameters {
-    pub server_qd_hint: u32,
-    pub server_service_id: u32,
-    pub datagrams: u32,
-    pub seed: u32,
-    pub gid_len: u32,
-    pub gid: *const u8,
-}
-
 extern "C" {
     pub fn mitosis_log(level: c_int, text: *const u8, len: u32);
 

@@ -110,6 +110,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let parameters = parameters::resolve(
         &template.path,
         &template.parameters,
+        &template.optional,
         &assignments.parameters,
     )?;
     let directory = arguments.out.join(TARGET);

@@ -1,8 +1,7 @@
 //! A network that loses, doubles, reorders and damages RDMA's packets, and none of ssh's.
 //!
 //! Traffic control works on what a machine sends, so it is set up on all of them: both directions of a call suffer. It begins
-//! when the clients are at work: rdma_cm asks a server once in four seconds, and a client that resolves under loss is as
-//! good as that.
+//! when the clients are at work.
 
 use std::time::Instant;
 
@@ -15,7 +14,7 @@ use crate::scene::{run_to_end, watched, STEP};
 /// The run that the others are compared with.
 pub(super) const CLEAN: &str = "no fault";
 /// The one that the short form plays.
-pub(super) const SHORT: &str = "loss 5 %";
+pub(super) const SHORT: &str = "loss 30 %";
 
 /// What is done to packets.
 pub(super) struct Spoilt {
@@ -32,7 +31,8 @@ const fn spoilt(netem: &'static str, damaged: u32) -> Spoilt {
 /// Names, and what is done.
 pub(super) const SCENARIOS: &[(&str, Spoilt)] = &[
     ("loss 1 %", spoilt("loss 1%", 0)),
-    (SHORT, spoilt("loss 5%", 0)),
+    ("loss 5 %", spoilt("loss 5%", 0)),
+    (SHORT, spoilt("loss 30%", 0)),
     ("duplication 10 %", spoilt("duplicate 10%", 0)),
     ("reordering 25 %", spoilt("delay 2ms reorder 25% 50%", 0)),
     ("corruption 5 %", spoilt("", 20)),

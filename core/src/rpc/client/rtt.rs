@@ -51,7 +51,7 @@ impl RoundTrip {
     #[inline]
     pub(super) fn measured(&mut self, round_trip_ns: u64) {
         // At most LONGEST_NS, so that no sum below comes near an overflow.
-        let sample_ns = round_trip_ns.clamp(1, self.max_ns);
+        let sample_ns = round_trip_ns.max(1).min(self.max_ns);
         if self.smoothed8_ns == 0 {
             self.smoothed8_ns = sample_ns.wrapping_mul(8);
             self.deviation4_ns = sample_ns.wrapping_mul(2);
