@@ -477,4 +477,38 @@ proptest! {
         prop_assert_eq!(executed, called);
         prop_assert_eq!(network.peers[place].client.in_flight(), 0);
     }
+
+    /// Damage that the link does not notice may be taken for what it says, but stops nobody: when it
+    /// is over, the same client and server go on.
+    #[test]
+    fn damage_costs_no_more_than_the_calls_that_it_hits(seed: u64, damage in 1..60_u32) {
+        let config = ServerConfig { max_message_len: 20_000, ..SERVER };
+        let mut network = Network::with_server(config, 4);
+        let place = network.add_client();
+        let mut faults = StdRng::seed_from_u64(seed);
+        network.fate = Box::new(move |_, _| match faults.random_range(0..100) {
+            dice if dice < damage => Fate::Damaged(faults.random_range(0..8 * 88)),
+            _ => Fate::Arrives,
+        });
+        let mut random = StdRng::seed_from_u64(seed ^ 1);
+        for _ in 0..30 {
+            if !network.peers[place].client.is_connected() {
+                network.connect(place);
+                continue;
+            }
+            if network.peers[place].client.free_slot().is_some() {
+                let payload = bytes(random.random_range(4..5000));
+                network.start_call(place, ECHO, &payload);
+            }
+            network.events_of(place);
+        }
+        network.fate = Box::new(|_, _| Fate::Arrives);
+        network.pass(2000 * MS);
+        prop_assert_eq!(network.connect(place), [Event::Connected]);
+        for _ in 0..3 {
+            prop_assert!(network.peers[place].client.outstanding().is_empty());
+            let event = network.call(place, ECHO, &bytes(3000));
+            prop_assert!(is_reply(&event), "{:?}", event);
+        }
+    }
 }

@@ -63,6 +63,8 @@ pub enum Fate {
     Doubled,
     /// Arrives after what is sent next.
     Overtaken,
+    /// Arrives with this bit changed, which the link has not noticed.
+    Damaged(usize),
 }
 
 enum To {
@@ -97,6 +99,7 @@ pub struct Network {
     pub fate: Box<dyn FnMut(Kind, u32) -> Fate>,
     /// Nothing has been doubled or overtaken yet.
     orderly: bool,
+    undamaged: bool,
     sessions: usize,
     slots: usize,
     requests: Vec<Vec<u8>>,
@@ -127,6 +130,7 @@ impl Network {
             sent: [0; 12],
             fate: Box::new(|_, _| Fate::Arrives),
             orderly: true,
+            undamaged: true,
             sessions,
             slots,
             requests: vec![Vec::new(); slots],
@@ -350,7 +354,7 @@ impl Network {
                 }
                 let asked = &peer.requests[usize::from(slot)];
                 assert!(
-                    *reply == *asked || *reply == answer_of_length(asked),
+                    !self.undamaged || *reply == *asked || *reply == answer_of_length(asked),
                     "a reply is its own request's"
                 );
                 Some(Event::Reply {
@@ -474,6 +478,13 @@ impl Network {
                 self.transit.push_back((to, datagram.to_vec()));
                 self.transit.push_back((again, datagram.to_vec()));
             }
+            Fate::Damaged(bit) => {
+                self.undamaged = false;
+                let mut damaged = datagram.to_vec();
+                let bit = bit % (8 * damaged.len());
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                self.transit.push_back((to, damaged));
+            }
             Fate::Overtaken => {
                 let last = self.transit.pop_back();
                 self.transit.push_back((to, datagram.to_vec()));
@@ -500,7 +511,10 @@ fn answer_of_length(payload: &[u8]) -> Vec<u8> {
     let len = payload
         .first_chunk()
         .map_or(0, |len| u32::from_le_bytes(*len));
-    (0..len).map(|place| (place % 251) as u8).collect()
+    // Damage may ask for more than there is.
+    (0..len.min(MAX_MESSAGE + 1))
+        .map(|place| (place % 251) as u8)
+        .collect()
 }
 
 pub fn is_reply(event: &Event) -> bool {
