@@ -367,8 +367,6 @@ impl<'a> Faults<'a> {
         let base = run::session_id_bases(1).first().map(u64::to_string);
         let arguments = fill(&pass.arguments, |name| match name {
             "gid" => Some(self.gid.clone()),
-            // Membership has checks of its own.
-            "cluster_key" => Some(String::new()),
             "random" => base.clone(),
             _ => changes
                 .iter()

@@ -112,7 +112,6 @@ fn script(
     host: usize,
 ) -> Result<String, String> {
     let value = |name: &str| match name {
-        "cluster_key" => Some(plan.cluster_key.to_string()),
         "gid" => Some(prepared.gid.to_string()),
         "random" => prepared.session_id_bases.get(host).map(u64::to_string),
         _ => plan.parameters.get(name).map(u64::to_string),
@@ -123,10 +122,14 @@ fn script(
         let value = plan.parameters.get(name)?;
         Some(format!("{name}={value}"))
     });
+    // The key is a setting of the cluster, and no template has to know of it.
+    let key = (pass.module.is_some() && !plan.cluster_key.is_empty())
+        .then(|| format!("cluster_key={}", plan.cluster_key));
     let arguments: Vec<String> = arguments
         .split_whitespace()
         .map(quote)
         .chain(optional)
+        .chain(key)
         .collect();
     let arguments = arguments.join(" ");
     match (&pass.module, &pass.command) {
