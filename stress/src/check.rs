@@ -30,6 +30,10 @@ const ROUND: Duration = Duration::from_secs(10);
 /// A GID of the form of the cluster's, at which there is no machine.
 const NOBODY: &str = "fe80:0000:0000:0000:5054:00ff:fe49:00ff";
 
+/// Module arguments: two cluster keys.
+const KEY: &str = "cluster_key=000102030405060708090a0b0c0d0e0f";
+const OTHER_KEY: &str = "cluster_key=0f0e0d0c0b0a09080706050403020100";
+
 /// What the command line says.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -168,6 +172,17 @@ impl Checks<'_> {
             }
             passes
         };
+        let keyed = |server: &str, client: &str| -> Vec<RunPass> {
+            let mut passes = passes.clone();
+            for pass in &mut passes {
+                let key = match pass.role {
+                    Role::Parent => server,
+                    Role::Child => client,
+                };
+                pass.arguments = format!("{} {key}", pass.arguments);
+            }
+            passes
+        };
         let without_server: Vec<RunPass> = passes
             .iter()
             .filter(|pass| pass.role == Role::Child)
@@ -208,6 +223,31 @@ impl Checks<'_> {
                 "no thread",
                 with("{thread_count}", "0"),
                 "thread_count is not in 1 to 64",
+            ),
+            (
+                "a payload longer than any message",
+                keyed("", "payload_size=8388609"),
+                "payload_size and its checksum are more than a message",
+            ),
+            (
+                "another cluster key than the server's",
+                keyed(KEY, OTHER_KEY),
+                "not authorised: the cluster key is another",
+            ),
+            (
+                "no cluster key where one is required",
+                keyed(KEY, ""),
+                "not authorised: the server requires a cluster key",
+            ),
+            (
+                "a cluster key where there is none",
+                keyed("", KEY),
+                "not authorised: the server has no cluster key",
+            ),
+            (
+                "a cluster key that is none",
+                keyed("", "cluster_key=secret"),
+                "cluster_key is not 32 hexadecimal digits",
             ),
         ];
         for (name, passes, told) in mistakes {
