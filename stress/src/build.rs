@@ -80,12 +80,7 @@ pub fn execute(
     out: &Path,
 ) -> Result<()> {
     let template = Template::<BuildPass>::load(path)?;
-    let values = parameters::resolve(
-        path,
-        &template.parameters,
-        &template.optional,
-        &assignments.parameters,
-    )?;
+    let values = parameters::of(&template, assignments)?;
     let per_kernel = template.passes.iter().any(|pass| pass.each == Each::Kernel);
     let kernels = if per_kernel {
         kernels(settings)?

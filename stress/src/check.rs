@@ -66,12 +66,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     };
     machines.clients = 1;
     let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::resolve(
-        &template.path,
-        &template.parameters,
-        &template.optional,
-        &assignments.parameters,
-    )?;
+    let parameters = parameters::of(&template, &assignments)?;
     let mut other = settings.clone();
     if let Machines::Virtual(machines) = &mut other.machines {
         let series = KERNELS.iter().find(|series| **series != machines.kernel);

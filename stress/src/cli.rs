@@ -89,12 +89,7 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
     let assignments = Assignments::parse(&arguments.assignments)?;
     let settings = assignments.settings()?;
     let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::resolve(
-        &template.path,
-        &template.parameters,
-        &template.optional,
-        &assignments.parameters,
-    )?;
+    let parameters = parameters::of(&template, &assignments)?;
     let directory = arguments.out.join(template.target());
     // What an earlier run left there is not this one's.
     let _ = std::fs::remove_file(directory.join("result.json"));

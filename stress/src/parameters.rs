@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::refusal::Refusal;
+use crate::settings::Assignments;
+use crate::template::Template;
 
 /// What a parameter may be. A name without a rule is unknown: it is a typing mistake until someone gives it one.
 struct Rule {
@@ -92,11 +94,24 @@ const RULES: &[Rule] = &[
     ),
 ];
 
+/// The values that `assignments` make of `template`'s.
+pub fn of<P>(
+    template: &Template<P>,
+    assignments: &Assignments,
+) -> Result<BTreeMap<String, u64>, Refusal> {
+    resolve(
+        &template.path,
+        &template.parameters,
+        &template.optional,
+        &assignments.parameters,
+    )
+}
+
 /// The values of a run: `template`'s, with `assignments` (`name`, `value`) over them.
 ///
 /// Refuses all that makes no sense at once; `path` is the template's, for the messages. Names in `optional` have a value
 /// only if they are assigned one.
-pub fn resolve(
+fn resolve(
     path: &Path,
     template: &BTreeMap<String, u64>,
     optional: &BTreeSet<String>,

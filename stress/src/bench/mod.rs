@@ -94,12 +94,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         machines.clients = 1;
     }
     let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::resolve(
-        &template.path,
-        &template.parameters,
-        &template.optional,
-        &assignments.parameters,
-    )?;
+    let parameters = parameters::of(&template, &assignments)?;
     let directory = arguments.out.join(TARGET);
     let progress = Progress::new();
     let setting = Setting {

@@ -107,12 +107,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         Machines::Virtual(_) => {}
     }
     let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::resolve(
-        &template.path,
-        &template.parameters,
-        &template.optional,
-        &assignments.parameters,
-    )?;
+    let parameters = parameters::of(&template, &assignments)?;
     let directory = arguments.out.join(TARGET);
     // What an earlier run left there is not this one's.
     let _ = std::fs::remove_file(directory.join("result.json"));
