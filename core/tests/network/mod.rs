@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event, RequestId};
+use mitosis_core::rpc::client::{CallError, CallSlot, Client, ClientConfig, Event, RequestId};
 use mitosis_core::rpc::server::{
     Action, Closed, Dispatched, PeerId, Server, ServerConfig, ServerSlot, Session, Transmission,
     ANSWER_LEN,
@@ -176,11 +176,20 @@ impl Network {
     }
 
     pub fn start_call(&mut self, place: usize, rpc_id: u32, payload: &[u8]) -> RequestId {
+        self.try_start_call(place, rpc_id, payload).unwrap()
+    }
+
+    pub fn try_start_call(
+        &mut self,
+        place: usize,
+        rpc_id: u32,
+        payload: &[u8],
+    ) -> Result<RequestId, CallError> {
         let peer = &mut self.peers[place];
         let slot = peer.client.free_slot().expect("a slot is free");
         peer.requests[usize::from(slot)] = payload.to_vec();
         let len = payload.len() as u32;
-        peer.client.call(self.now_ns, slot, rpc_id, len).unwrap()
+        peer.client.call(self.now_ns, slot, rpc_id, len)
     }
 
     /// Lets a handler that waits complete.
