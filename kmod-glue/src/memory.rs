@@ -140,6 +140,16 @@ impl<T> Table<T> {
     }
 }
 
+impl<T: FromZeros> Table<T> {
+    /// A table of `len` zeros.
+    pub fn zeroed(len: usize) -> Result<Table<T>, Errno> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NO_MEMORY)?;
+        // The memory is zeroed, and zeros are a T by `FromZeros`.
+        let first = allocate::<T>(bytes)?;
+        Ok(Table { first, len })
+    }
+}
+
 impl<T> Deref for Table<T> {
     type Target = [T];
 
