@@ -3,6 +3,8 @@
 //! One thread receives and answers (the document's remark 2), on every active port of the machine. Beside it, the
 //! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
 
+mod failures;
+mod pace;
 mod peers;
 mod refusals;
 mod resolver;
@@ -15,6 +17,7 @@ use mitosis_core::sync::stop::Stop;
 use mitosis_core::wire::resolution::MAX_SERVICE_ID;
 use mitosis_core::wire::MAX_MESSAGE;
 
+use self::failures::Failures;
 use self::peers::Peers;
 use self::refusals::Refusals;
 use self::resolver::{Jobs, Resolver, Results};
@@ -223,7 +226,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
         refusals: Refusals::default(),
         unresolved: 0,
         noise: 0,
-        errors: 0,
+        failures: Failures::default(),
     };
     let resolver = Resolver {
         ports: &ports,

@@ -7,6 +7,7 @@ use mitosis_core::sync::spsc::{Consumer, Producer};
 use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::{ErrorCode, Header, Malformed};
 
+use super::failures::{Cause, Failures, Unanswered};
 use super::peers::{Peer, Peers};
 use super::refusals::Refusals;
 use super::resolver::{Found, Job, IN_FLIGHT};
@@ -15,12 +16,12 @@ use super::{kernel, Failure};
 use crate::devices::{Devices, Port};
 use crate::endpoint::{Endpoint, Source};
 use crate::errno::Errno;
+use crate::info;
 use crate::memory::Table;
 use crate::module::Control;
 use crate::payload::Maker;
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, Destination, ProtectionDomain, BATCH, GRH_LEN};
-use crate::{error, info, warning};
 
 /// Longest sleep, so that the clock is looked at.
 const NAP_NS: u64 = 500_000_000;
@@ -80,8 +81,8 @@ pub struct Serving<'a> {
     pub unresolved: u64,
     /// Datagrams that were nothing of ours.
     pub noise: u64,
-    /// Sends that the kernel refused, and requests that were damaged.
-    pub errors: u64,
+    /// What it could not do.
+    pub failures: Failures,
 }
 
 /// What to send once the datagram's buffer is no longer borrowed.
@@ -250,10 +251,7 @@ impl Serving<'_> {
             Err(errno) => Err(errno),
         };
         if let Err(errno) = sent {
-            if self.errors == 0 {
-                warning!("cannot send: ", errno, "; the client will ask again");
-            }
-            self.errors = self.errors.wrapping_add(1);
+            self.failures.add(now_ns, Cause::Send(errno));
         }
         self.release_closed();
     }
@@ -288,42 +286,46 @@ impl Serving<'_> {
             Action::Send(transmission) => return Ok(Next::Reply(transmission)),
             Action::Dispatch(request) => {
                 let chunks = core::iter::once(request.payload);
-                let len = request.payload.len();
+                // A datagram's.
+                let len = request.payload.len() as u32;
                 let slot = line.slots.get_mut(request.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if request.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
+                    _ if request.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
                     Some(slot) => slot
-                        .reply(len, pd, outbox, &mut self.budget)
-                        .and_then(|reply| self.maker.answer(chunks, len, reply)),
+                        .reply(len as usize, pd, outbox, &mut self.budget)
+                        .map_err(Unanswered::from)
+                        .and_then(|reply| Ok(self.maker.answer(chunks, len, reply)?)),
                 };
                 (request.dispatched, result)
             }
             Action::Segment(segment) => {
-                let len = segment.message_len as usize;
+                let len = segment.message_len;
                 let slot = line.slots.get_mut(segment.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if segment.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
+                    _ if segment.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
                     Some(slot) => match slot.take(&segment, pd, &mut self.budget) {
-                        Err(code) => Err(code),
+                        Err(code) => Err(code.into()),
                         Ok(()) if !segment.complete => {
                             return Ok(Next::Answer(segment.answer_len));
                         }
                         Ok(()) => slot
-                            .request_and_reply(len, pd, outbox, &mut self.budget)
+                            .request_and_reply(len as usize, pd, outbox, &mut self.budget)
+                            .map_err(Unanswered::from)
                             .and_then(|(request, reply)| {
-                                self.maker.answer(request.chunks(len), len, reply)
+                                let chunks = request.chunks(len as usize);
+                                Ok(self.maker.answer(chunks, len, reply)?)
                             }),
                     },
                 };
                 (segment.dispatched, result)
             }
         };
-        if matches!(result, Err(ErrorCode::HandlerFailed)) {
-            error!("checksum mismatch in a request");
-            self.errors = self.errors.wrapping_add(1);
+        if let Err(Unanswered::Failed(cause)) = result {
+            self.failures.add(now_ns, cause);
         }
+        let result = result.map_err(|unanswered| unanswered.code());
         let answer = self.core.complete(&dispatched, result, outbox.header()?);
         Ok(answer.map_or(Next::Nothing, Next::Reply))
     }
@@ -414,7 +416,7 @@ impl Serving<'_> {
             ", rejected ",
             rejected,
             ", errors ",
-            self.errors,
+            self.failures.total(),
             ", receive buffers ",
             posted,
             " of ",
