@@ -76,10 +76,7 @@ pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerPara
         return Errno::INVALID.0;
     }
     // SAFETY: by this function's contract.
-    let key = unsafe {
-        core::slice::from_raw_parts(parameters.cluster_key, parameters.cluster_key_len as usize)
-    };
-    let cluster_key = match key::parse(key) {
+    let cluster_key = match key::parse(unsafe { parameters.cluster_key.bytes() }) {
         Ok(cluster_key) => cluster_key,
         Err(complaint) => {
             error!(complaint);
