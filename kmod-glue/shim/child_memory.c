@@ -17,7 +17,7 @@
 #include <linux/uaccess.h>
 #include <linux/version.h>
 
-#include "../uapi/mitosis.h"
+#include "mitosis.h"
 #include "fork.h"
 
 struct mitosis_image_file {

@@ -8,6 +8,7 @@
 
 #include <linux/types.h>
 
+#include "module.h"
 #include "shim.h"
 
 struct page;
@@ -71,7 +72,6 @@ struct mitosis_identity {
 	u8 release[65];
 	u8 version[65];
 	u8 padding[6];
-	u32 cpu_features[6];
 };
 
 void mitosis_task_registers(struct mitosis_registers *registers);
@@ -82,6 +82,8 @@ bool mitosis_task_action(u32 signal, struct mitosis_action *action);
 void mitosis_task_set_registers(const struct mitosis_registers *registers);
 void mitosis_task_set_state(const struct mitosis_task *task);
 int mitosis_task_set_layout(const struct mitosis_layout *layout);
+void mitosis_cpuid(u32 leaf, u32 subleaf, u32 registers[4]);
+u32 mitosis_xcr0(void);
 s32 mitosis_task_tgid(void);
 bool mitosis_task_is_admin(void);
 s32 mitosis_task_number_here(s32 global_pid);
@@ -210,8 +212,8 @@ struct mitosis_fork_parameters {
 	u32 service_id;
 	u32 prefetch;
 	u32 cache_pages;
-	u32 cluster_key_len;
-	const u8 *cluster_key;
+	u32 reserved;
+	struct mitosis_text cluster_key;
 };
 
 int mitosis_fork_start(const struct mitosis_fork_parameters *parameters);

@@ -5,14 +5,14 @@
 #include <linux/module.h>
 #include <linux/uaccess.h>
 
-#include "../uapi/mitosis.h"
+#include "mitosis.h"
 #include "fork.h"
 
 static unsigned int service_id = 2;
 module_param(service_id, uint, 0444);
 MODULE_PARM_DESC(service_id, "Service at which other machines find this one (0 to 255)");
-static unsigned int prefetch = 16;
-module_param(prefetch, uint, 0444);
+static unsigned int prefetch_pages = 16;
+module_param_named(prefetch, prefetch_pages, uint, 0444);
 MODULE_PARM_DESC(prefetch, "Pages read with one that was touched (1 to 16)");
 static unsigned int cache_pages = 262144;
 module_param(cache_pages, uint, 0444);
@@ -87,10 +87,9 @@ static int __init mitosis_init(void)
 {
 	const struct mitosis_fork_parameters parameters = {
 		.service_id = service_id,
-		.prefetch = prefetch,
+		.prefetch = prefetch_pages,
 		.cache_pages = cache_pages,
-		.cluster_key_len = strlen(cluster_key),
-		.cluster_key = (const u8 *)cluster_key,
+		.cluster_key = mitosis_text(cluster_key),
 	};
 	int ret = mitosis_fork_start(&parameters);
 

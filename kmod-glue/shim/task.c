@@ -9,12 +9,16 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
+#include <linux/sched/task_stack.h>
+#include <linux/ptrace.h>
 #include <linux/uidgid.h>
 #include <linux/user_namespace.h>
 #include <linux/utsname.h>
 #include <linux/version.h>
 #include <linux/wait.h>
+#include <uapi/linux/futex.h>
 #include <asm/fsgsbase.h>
+#include <asm/fpu/xcr.h>
 #include <asm/processor.h>
 #include <asm/ptrace.h>
 
@@ -23,7 +27,7 @@
 static_assert(sizeof(struct mitosis_registers) == 23 * 8);
 static_assert(sizeof(struct mitosis_task) == 9 * 8);
 static_assert(sizeof(struct mitosis_layout) == 12 * 8);
-static_assert(sizeof(struct mitosis_identity) == 192);
+static_assert(sizeof(struct mitosis_identity) == 168);
 
 /* Flags that a process may choose for itself. */
 #define MITOSIS_USER_EFLAGS                                                    \
@@ -206,6 +210,21 @@ bool mitosis_task_action(u32 signal, struct mitosis_action *to)
 	memcpy(&to->mask, &from->sa.sa_mask, sizeof(to->mask));
 	spin_unlock_irq(&current->sighand->siglock);
 	return true;
+}
+
+/* EAX, EBX, ECX and EDX; zeros for a leaf that the processor does not have. */
+void mitosis_cpuid(u32 leaf, u32 subleaf, u32 registers[4])
+{
+	memset(registers, 0, 4 * sizeof(*registers));
+	if (cpuid_eax(leaf & 0x80000000) < leaf)
+		return;
+	cpuid_count(leaf, subleaf, &registers[0], &registers[1], &registers[2],
+		    &registers[3]);
+}
+
+u32 mitosis_xcr0(void)
+{
+	return boot_cpu_has(X86_FEATURE_OSXSAVE) ? (u32)xgetbv(0) : 0;
 }
 
 s32 mitosis_task_tgid(void)

@@ -33,6 +33,8 @@ pub struct Owned<T> {
 
 // SAFETY: an `Owned` is the only way to its value, as a `Box` is.
 unsafe impl<T: Send> Send for Owned<T> {}
+// SAFETY: as a `Box`, it shares what its value shares.
+unsafe impl<T: Sync> Sync for Owned<T> {}
 
 impl<T> Owned<T> {
     /// Moves `value` into memory of its own.
@@ -119,6 +121,8 @@ pub struct Table<T> {
 
 // SAFETY: a `Table` is the only way to its entries, as a boxed slice is.
 unsafe impl<T: Send> Send for Table<T> {}
+// SAFETY: as a boxed slice, it shares what its entries share.
+unsafe impl<T: Sync> Sync for Table<T> {}
 
 impl<T> Table<T> {
     /// A table of `len` entries, each made by `make` from its index.

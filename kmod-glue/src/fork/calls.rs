@@ -193,6 +193,25 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
             );
             errno_of(&error)
         })?;
+    let opened = fill(fork, call, &image);
+    if let Err(errno) = opened {
+        fork.images.close(fork, image);
+        return Err(errno);
+    }
+    let raw = image.into_raw();
+    // SAFETY: the file owns the image's reference from here on, unless it could not be made.
+    let fd = unsafe { ffi::mitosis_image_file_create(raw) };
+    if fd < 0 {
+        // SAFETY: `raw` came from `into_raw` and was not taken.
+        if let Some(image) = unsafe { Shared::<Image>::from_raw(raw) } {
+            fork.images.close(fork, image);
+        }
+    }
+    Errno::check(fd).map(|()| fd)
+}
+
+/// Gives the caller the descriptor, and the image all its pages if that was asked for.
+fn fill(fork: &Fork, call: &mut uapi::Open, image: &Image) -> Result<(), Errno> {
     let bytes = image.bytes();
     call.descriptor_len = bytes.len() as u32;
     if bytes.len() > call.descriptor_room as usize {
@@ -202,14 +221,7 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
     if call.flags & OPEN_EAGER != 0 {
         image.read_all(fork).map_err(|error| errno_of(&error))?;
     }
-    let raw = image.into_raw();
-    // SAFETY: the file owns the image's reference from here on, unless it could not be made.
-    let fd = unsafe { ffi::mitosis_image_file_create(raw) };
-    if fd < 0 {
-        // SAFETY: `raw` came from `into_raw` and was not taken.
-        drop(unsafe { Shared::<Image>::from_raw(raw) });
-    }
-    Errno::check(fd).map(|()| fd)
+    Ok(())
 }
 
 fn text(error: &PageError) -> &'static str {

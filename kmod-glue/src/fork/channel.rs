@@ -118,8 +118,8 @@ impl Channel {
         let request = PagedBuffer::new(route.pd(), 0)?;
         // SAFETY: the event and the route lie in memory of their own, which the channel drops after the endpoint.
         let endpoint: Endpoint<'static> = unsafe {
-            let event: &'static Event = &*core::ptr::from_ref::<Event>(&event);
-            let route: &'static Route = &*core::ptr::from_ref::<Route>(&route);
+            let event: &'static Event = &*core::ptr::from_ref::<Event>(&*event);
+            let route: &'static Route = &*core::ptr::from_ref::<Route>(&*route);
             Endpoint::open(route.port(), route.pd(), event, RECEIVE_BUFFERS)?
         };
         let config = ClientConfig {

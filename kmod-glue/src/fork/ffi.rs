@@ -2,7 +2,7 @@
 
 use core::ffi::{c_int, c_void};
 
-use crate::ffi::{Event, IbDevice, IbPd, Port};
+use crate::ffi::{Event, IbDevice, IbPd, Port, Text};
 
 /// Declares types that only C can see into.
 macro_rules! opaque {
@@ -70,7 +70,6 @@ pub struct Identity {
     pub release: [u8; 65],
     pub version: [u8; 65],
     pub padding: [u8; 6],
-    pub cpu_features: [u32; 6],
 }
 
 impl Identity {
@@ -84,7 +83,6 @@ impl Identity {
         release: [0; 65],
         version: [0; 65],
         padding: [0; 6],
-        cpu_features: [0; 6],
     };
 }
 
@@ -139,8 +137,8 @@ pub struct ForkParameters {
     pub service_id: u32,
     pub prefetch: u32,
     pub cache_pages: u32,
-    pub cluster_key_len: u32,
-    pub cluster_key: *const u8,
+    pub reserved: u32,
+    pub cluster_key: Text,
 }
 
 /// Takes what an iteration found; not 0 stops it.
@@ -161,6 +159,8 @@ extern "C" {
     pub fn mitosis_task_set_registers(registers: *const Registers);
     pub fn mitosis_task_set_state(task: *const Task);
     pub fn mitosis_task_set_layout(layout: *const Layout) -> c_int;
+    pub fn mitosis_cpuid(leaf: u32, subleaf: u32, registers: *mut [u32; 4]);
+    pub fn mitosis_xcr0() -> u32;
     pub fn mitosis_task_is_admin() -> bool;
     pub fn mitosis_task_number_here(global_pid: i32) -> i32;
     pub fn mitosis_task_is_alive(local_pid: i32) -> bool;

@@ -208,7 +208,8 @@ impl Image {
         }
         let damaged = PageError::Unreachable(MachineError::Damaged);
         verify([&*incoming.bytes]).map_err(|_| damaged)?;
-        let descriptor = Descriptor::parse(&incoming.bytes).map_err(|_| damaged)?;
+        let bytes = incoming.bytes;
+        let descriptor = Descriptor::parse(&bytes).map_err(|_| damaged)?;
         let identity = descriptor.identity();
         let known = SeedName {
             id: identity.seed.id.into(),
@@ -221,6 +222,7 @@ impl Image {
         let chunks = Table::try_new(descriptor.chunk_count(), |_| {
             listed.next().ok_or(Errno::INVALID)
         })?;
+        drop(listed);
         let count = chunks.len();
         let stripes = Table::try_new(STRIPES, |stripe| {
             let here = (count + STRIPES - 1 - stripe) / STRIPES;
@@ -232,7 +234,7 @@ impl Image {
             machine,
             name: known,
             prefetch: prefetch.clamp(1, READ_PAGES),
-            bytes: incoming.bytes,
+            bytes,
             chunks,
             stripes,
             zero: PageRef::zeroed()?,
@@ -379,7 +381,7 @@ impl Image {
             let link = self.machine.link(fork)?;
             let ahead = self.begin(link, slot, chunk)?;
             let last = last_slot(&ahead);
-            let ahead = core::mem::replace(&mut chunk.ahead, Some(ahead));
+            let ahead = chunk.ahead.replace(ahead);
             // Of an earlier direction: what it brought may still be of use.
             if let Some(ahead) = ahead {
                 self.settle(fork, ahead, chunk)?;

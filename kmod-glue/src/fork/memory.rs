@@ -13,6 +13,8 @@ pub struct PageRef(NonNull<ffi::Page>);
 
 // SAFETY: a reference on a page may be given back by any thread.
 unsafe impl Send for PageRef {}
+// SAFETY: a shared reference allows no more than another reference on the page.
+unsafe impl Sync for PageRef {}
 
 impl PageRef {
     /// A page whose bytes are whatever they are.

@@ -28,6 +28,8 @@ pub mod uapi;
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use mitosis_core::descriptor::identity::CpuidRegister;
+use mitosis_core::descriptor::CpuFeatures;
 use mitosis_core::session::ClusterKey;
 use mitosis_core::sync::count::Tally;
 use mitosis_core::sync::stop::Stop;
@@ -43,7 +45,7 @@ use self::service::SeedService;
 use crate::devices::{Devices, Port};
 use crate::errno::Errno;
 use crate::key;
-use crate::memory::{Owned, Page, Table};
+use crate::memory::{Owned, Page};
 use crate::module::{Control, Slot};
 use crate::server;
 use crate::thread::{random, Event};
@@ -81,6 +83,8 @@ pub struct Fork {
     pub clients: Clients,
     /// What has happened.
     pub counters: Counters,
+    /// What this machine's processors have.
+    pub cpu: CpuFeatures,
     /// Which incarnation this is.
     pub epoch: u64,
     /// Where this machine's module listens.
@@ -131,10 +135,7 @@ pub unsafe extern "C" fn mitosis_fork_start(parameters: *const ffi::ForkParamete
     // SAFETY: by this function's contract.
     let parameters = unsafe { *parameters };
     // SAFETY: by this function's contract.
-    let key = unsafe {
-        core::slice::from_raw_parts(parameters.cluster_key, parameters.cluster_key_len as usize)
-    };
-    match start(&parameters, key) {
+    match start(&parameters, unsafe { parameters.cluster_key.bytes() }) {
         Ok(()) => 0,
         Err(errno) => errno.0,
     }
@@ -163,7 +164,7 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
     })?;
     let event = Owned::new(Event::new()?)?;
     // SAFETY: the event lies in memory of its own, which is dropped after the devices.
-    let devices = Devices::open(unsafe { &*core::ptr::from_ref::<Event>(&event) })?;
+    let devices = Devices::open(unsafe { &*core::ptr::from_ref::<Event>(&*event) })?;
     let fork = Owned::new(Fork {
         images: Images::new()?,
         machines: Machines::new()?,
@@ -171,6 +172,7 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
         seeds: Seeds::new()?,
         clients: Clients::new()?,
         counters: Counters::default(),
+        cpu: cpu_features(),
         epoch: random(),
         service: parameters.service_id,
         prefetch: parameters.prefetch,
@@ -202,6 +204,30 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
 pub extern "C" fn mitosis_fork_stop() {
     SLOT.unload();
     end();
+}
+
+/// What programs on this machine may use (descriptor.md §3.1).
+fn cpu_features() -> CpuFeatures {
+    let mut features = CpuFeatures::default();
+    let mut places = features.0.iter_mut();
+    for (source, place) in CpuFeatures::SOURCES.iter().zip(&mut places) {
+        let mut registers = [0; 4];
+        // SAFETY: there is room for four registers.
+        unsafe { ffi::mitosis_cpuid(source.leaf, source.subleaf, &mut registers) };
+        let [eax, ebx, ecx, edx] = registers;
+        let register = match source.register {
+            CpuidRegister::Eax => eax,
+            CpuidRegister::Ebx => ebx,
+            CpuidRegister::Ecx => ecx,
+            CpuidRegister::Edx => edx,
+        };
+        *place = register & source.mask;
+    }
+    if let Some(place) = places.next() {
+        // SAFETY: no preconditions.
+        *place = unsafe { ffi::mitosis_xcr0() };
+    }
+    features
 }
 
 fn end() {
@@ -236,15 +262,14 @@ fn serve(fork: &'static Fork, control: &Control) -> Result<(), server::Failure> 
         fork,
         page: Page::new().map_err(server::kernel("cannot allocate"))?,
     };
-    let settings = server::ServiceSettings {
+    let place = server::Place {
         qd_hint: QUEUE_HINT,
         service_id: fork.service,
         cluster_key: fork.cluster_key,
         running_ns: u64::MAX,
-        event: &control.event,
     };
     info!("mitosis ready: service ", fork.service);
-    server::serve_on(&settings, control, &fork.devices, &ports, service, &|| {
+    server::serve_on(&place, control, &fork.devices, &ports, service, &|| {
         fork.visitors.sweep(false)
     })
 }
@@ -264,6 +289,3 @@ impl Drop for Farewell {
         self.fork.visitors.sweep(true);
     }
 }
-
-/// For whoever looks at a table of ports.
-pub type Ports = Table<(Port, ProtectionDomain)>;

@@ -3,7 +3,7 @@
 use core::ffi::{c_int, c_void};
 
 use mitosis_core::descriptor::{
-    Capability, CpuFeatures, EncodeError, Encoder, FileKind, Identity, OpenFile, SeedId,
+    Capability, EncodeError, Encoder, FileKind, Identity, OpenFile, SeedId,
     SignalAction, Task, Vma, VmaFlags, VmaKind, MAX_DESCRIPTOR, SIGNALS,
 };
 
@@ -90,7 +90,7 @@ fn make(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<(), Failure> {
     let mut len = FIRST_LEN;
     let (bytes, used) = loop {
         let mut bytes: Table<u8> = Table::zeroed(len)?;
-        match describe(&mut bytes, &me, seed_id, capability, fork.epoch, strict) {
+        match describe(fork, &mut bytes, &me, seed_id, capability, strict) {
             Ok(used) => break (bytes, used),
             Err(Outcome::Encode(EncodeError::Full { .. })) if len < MAX_DESCRIPTOR => {
                 len = (len * 4).min(MAX_DESCRIPTOR);
@@ -204,23 +204,23 @@ impl Walk<'_, '_> {
 
 /// Describes the calling process. Returns the descriptor's length.
 fn describe(
+    fork: &Fork,
     bytes: &mut [u8],
     me: &ffi::Identity,
     seed: SeedId,
     capability: [u8; 16],
-    epoch: u64,
     strict: bool,
 ) -> Result<usize, Outcome> {
     let mut encoder = Encoder::new(bytes);
     encoder.identity(&Identity {
         seed,
         capability: Capability(capability),
-        server_epoch: epoch,
+        server_epoch: fork.epoch,
         owner_uid: me.uid,
         comm: text(&me.comm),
         kernel_release: text(&me.release),
         kernel_version: text(&me.version),
-        cpu_features: CpuFeatures(me.cpu_features),
+        cpu_features: fork.cpu,
     })?;
     let mut registers = ffi::Registers::default();
     let mut layout = ffi::Layout::default();

@@ -20,7 +20,7 @@ pub unsafe fn resume(
     child: u64,
 ) -> Result<i32, Errno> {
     let descriptor = image.descriptor()?;
-    let keep = check(&descriptor)?;
+    let keep = check(fork, &descriptor)?;
     // SAFETY: by this function's contract.
     match unsafe { replace(&descriptor, file, child, keep) } {
         Ok(()) => {
@@ -41,7 +41,7 @@ pub unsafe fn resume(
 
 /// Whether the caller can become the seed. Returns what stays of its memory: its own vdso and what belongs to it, which
 /// must already be where the seed had them.
-fn check(descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> {
+fn check(fork: &Fork, descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> {
     let mut me = ffi::Identity::EMPTY;
     // SAFETY: `me` is valid during the call.
     unsafe { ffi::mitosis_task_identity(&mut me) };
@@ -54,6 +54,9 @@ fn check(descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> {
     };
     if !here(&me.release, identity.kernel_release) || !here(&me.version, identity.kernel_version) {
         return Err(Errno::EXEC_FORMAT);
+    }
+    if fork.cpu.lacks(&identity.cpu_features).is_some() {
+        return Err(Errno::NOT_SUPPORTED);
     }
     let special = descriptor
         .vmas()

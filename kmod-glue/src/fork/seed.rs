@@ -1,7 +1,5 @@
 //! Seeds: frozen processes of this machine, and the table that others find them in.
 
-use core::ops::Deref;
-
 use mitosis_core::descriptor::Descriptor;
 use mitosis_core::sync::count::Tally;
 use mitosis_core::sync::gauge::Gauge;
@@ -297,7 +295,7 @@ impl Seeds {
         let places = self.places.lock();
         let mut all = places.iter().enumerate().skip(from);
         all.find_map(|(index, place)| {
-            let seed = place.seed.as_ref().filter(|seed| wanted(seed.deref()))?;
+            let seed = place.seed.as_ref().filter(|seed| wanted(seed))?;
             Some((index, seed.clone()))
         })
     }

@@ -14,6 +14,7 @@ use super::seed::Seed;
 use super::Fork;
 use crate::lock::Shared;
 use crate::memory::{Page, PAGE_LEN};
+use crate::server::failures::Unanswered;
 use crate::server::service::Service;
 use crate::server::slots::ReplyRoom;
 
@@ -37,11 +38,12 @@ impl Service for SeedService {
         &mut self,
         id: u32,
         request: impl Iterator<Item = &'c [u8]>,
-        len: usize,
+        len: u32,
         room: ReplyRoom<'_, '_>,
-    ) -> Result<u32, ErrorCode> {
+    ) -> Result<u32, Unanswered> {
+        let len = len as usize;
         if len > REQUEST_LEN {
-            return Err(ErrorCode::TooLarge);
+            return Err(ErrorCode::TooLarge.into());
         }
         let mut bytes = [0; REQUEST_LEN];
         for (place, byte) in bytes.iter_mut().zip(request.flatten()) {
@@ -132,15 +134,15 @@ fn preamble(status: Status) -> Preamble {
 }
 
 /// A reply of these pieces.
-fn whole(room: ReplyRoom<'_, '_>, pieces: &[&[u8]]) -> Result<u32, ErrorCode> {
+fn whole(room: ReplyRoom<'_, '_>, pieces: &[&[u8]]) -> Result<u32, Unanswered> {
     let len: usize = pieces.iter().map(|piece| piece.len()).sum();
     let buffer = room.of(len)?;
     let mut at = 0;
     for piece in pieces {
         if !buffer.write(at, piece) {
-            return Err(ErrorCode::HandlerFailed);
+            return Err(ErrorCode::HandlerFailed.into());
         }
         at += piece.len();
     }
-    u32::try_from(len).map_err(|_| ErrorCode::TooLarge)
+    u32::try_from(len).map_err(|_| ErrorCode::TooLarge.into())
 }

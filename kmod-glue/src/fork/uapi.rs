@@ -135,7 +135,7 @@ structures! {
     }
 }
 
-const _: () = assert!(size_of::<Prepare>() == 88);
+const _: () = assert!(size_of::<Prepare>() == 80);
 const _: () = assert!(size_of::<SeedInfo>() == 72);
 const _: () = assert!(size_of::<Open>() == 72);
 const _: () = assert!(size_of::<Stats>() == 160);
