@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
  * A child's memory: mappings of an image's file, whose pages come when they are
- * touched. A page's number in the file is its address in the seed, so that it
- * stays itself however the child moves its mappings.
+ * touched. A page's number in the file says which of the seed's mappings it began
+ * in, and its address there, so that it stays itself however the child moves its
+ * mappings, and that the kernel takes no two for one.
  */
 #include <linux/anon_inodes.h>
 #include <linux/file.h>
@@ -15,8 +16,8 @@
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
-#include <linux/version.h>
 
+#include "compat.h"
 #include "mitosis.h"
 #include "fork.h"
 
@@ -25,26 +26,19 @@ struct mitosis_image_file {
 	struct file *file;
 	struct mutex lock;	/* guards what follows: one process maps at a time */
 	struct task_struct *mapper;
-	u32 index;
 	u32 flags;
 };
 
-static void mitosis_vma_opened(struct vm_area_struct *vma)
-{
-}
-
-/* That there is one keeps the kernel from merging neighbours, which are mapped alike. */
-static void mitosis_vma_closed(struct vm_area_struct *vma)
-{
-}
+/* Bits of a page's number that are its address. */
+#define MITOSIS_PAGE_BITS 36
 
 static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 {
 	struct mitosis_image_file *image = vmf->vma->vm_file->private_data;
 	struct page *page = NULL;
 	int ret = mitosis_image_fault(image->image,
-				      (uintptr_t)vmf->vma->vm_private_data,
-				      vmf->pgoff,
+				      vmf->pgoff >> MITOSIS_PAGE_BITS,
+				      vmf->pgoff & ((1ULL << MITOSIS_PAGE_BITS) - 1),
 				      vmf->flags & FAULT_FLAG_WRITE, &page);
 
 	if (!ret) {
@@ -55,8 +49,6 @@ static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 }
 
 static const struct vm_operations_struct mitosis_vma_operations = {
-	.open = mitosis_vma_opened,
-	.close = mitosis_vma_closed,
 	.fault = mitosis_vma_fault,
 };
 
@@ -73,15 +65,8 @@ static int mitosis_image_mmap(struct file *file, struct vm_area_struct *vma)
 	flags |= image->flags & MITOSIS_VMA_EXEC ? VM_EXEC : 0;
 	flags |= image->flags & MITOSIS_VMA_GROWSDOWN ? VM_GROWSDOWN : 0;
 	flags |= image->flags & MITOSIS_VMA_DONTFORK ? VM_DONTCOPY : 0;
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_clear(vma, VM_READ | VM_WRITE | VM_EXEC);
-	vm_flags_set(vma, flags);
-#else
-	vma->vm_flags &= ~(VM_READ | VM_WRITE | VM_EXEC);
-	vma->vm_flags |= flags;
-#endif
+	mitosis_vma_flags_replace(vma, VM_READ | VM_WRITE | VM_EXEC, flags);
 	vma->vm_ops = &mitosis_vma_operations;
-	vma->vm_private_data = (void *)(uintptr_t)image->index;
 	return 0;
 }
 
@@ -165,6 +150,7 @@ int mitosis_child_map(struct mitosis_image_file *image, u64 start, u64 len,
 {
 	unsigned long how = MAP_PRIVATE | MAP_FIXED;
 	unsigned long prot = PROT_READ;
+	u64 page = (u64)index << MITOSIS_PAGE_BITS | start >> PAGE_SHIFT;
 	unsigned long ret;
 
 	if (flags & MITOSIS_VMA_WRITE)
@@ -172,10 +158,10 @@ int mitosis_child_map(struct mitosis_image_file *image, u64 start, u64 len,
 	if (flags & MITOSIS_VMA_NORESERVE)
 		how |= MAP_NORESERVE;
 	mutex_lock(&image->lock);
-	image->index = index;
 	image->flags = flags;
 	WRITE_ONCE(image->mapper, current);
-	ret = vm_mmap(image->file, start, len, prot, how, start);
+	ret = vm_mmap(image->file, start, len, prot, how,
+		      page << PAGE_SHIFT);
 	WRITE_ONCE(image->mapper, NULL);
 	mutex_unlock(&image->lock);
 	return IS_ERR_VALUE(ret) ? (int)ret : 0;

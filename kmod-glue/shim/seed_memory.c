@@ -16,6 +16,7 @@
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 
+#include "compat.h"
 #include "fork.h"
 
 static_assert(PMD_SHIFT == MITOSIS_CHUNK_SHIFT);

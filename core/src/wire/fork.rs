@@ -209,7 +209,16 @@ mod tests {
         for bit in [0, 3, 63, 64, 200, 511] {
             bitmap[bit / 64] |= 1 << (bit % 64);
         }
-        let expected = [(0, 0), (1, 1), (3, 1), (4, 2), (64, 3), (65, 4), (511, 5), (512, 6)];
+        let expected = [
+            (0, 0),
+            (1, 1),
+            (3, 1),
+            (4, 2),
+            (64, 3),
+            (65, 4),
+            (511, 5),
+            (512, 6),
+        ];
         for (bit, count) in expected {
             assert_eq!(rank(&bitmap, bit), count, "{bit}");
         }
@@ -220,7 +229,10 @@ mod tests {
     #[test]
     fn statuses_have_their_numbers() {
         for number in 0..7 {
-            assert_eq!(Status::from_u32(number).map(|status| status as u32), Some(number));
+            assert_eq!(
+                Status::from_u32(number).map(|status| status as u32),
+                Some(number)
+            );
         }
         assert_eq!(Status::from_u32(7), None);
     }

@@ -181,7 +181,13 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
     };
     let image = fork
         .images
-        .open(fork, machine, &name, prefetch, call.flags & OPEN_PRIVATE != 0)
+        .open(
+            fork,
+            machine,
+            &name,
+            prefetch,
+            call.flags & OPEN_PRIVATE != 0,
+        )
         .map_err(|error| {
             crate::warning!(
                 "cannot open seed ",
@@ -273,7 +279,9 @@ pub fn disconnect(fork: &Fork, call: &uapi::Machine) -> Result<i32, Errno> {
     if !is_admin() {
         return Err(Errno::NOT_PERMITTED);
     }
-    fork.machines.forget(Gid(call.gid), call.service).map(|()| 0)
+    fork.machines
+        .forget(Gid(call.gid), call.service)
+        .map(|()| 0)
 }
 
 /// `MITOSIS_PING`

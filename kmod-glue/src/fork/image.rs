@@ -365,12 +365,7 @@ impl Image {
         }
     }
 
-    fn read_once(
-        &self,
-        fork: &Fork,
-        slot: usize,
-        chunk: &mut Chunk,
-    ) -> Result<PageRef, PageError> {
+    fn read_once(&self, fork: &Fork, slot: usize, chunk: &mut Chunk) -> Result<PageRef, PageError> {
         let expected = chunk.ahead.as_ref().is_some_and(|ahead| {
             let slots = ahead.slots.iter().take(ahead.count);
             slots.clone().any(|&ahead| usize::from(ahead) == slot)
@@ -421,12 +416,7 @@ impl Image {
         }
     }
 
-    fn begin(
-        &self,
-        link: Shared<Link>,
-        slot: usize,
-        chunk: &Chunk,
-    ) -> Result<Ahead, PageError> {
+    fn begin(&self, link: Shared<Link>, slot: usize, chunk: &Chunk) -> Result<Ahead, PageError> {
         let (slots, count) = chunk.window(slot, self.prefetch);
         let offset = rank(&chunk.present, slot) * PAGE_LEN;
         let address = chunk.address.wrapping_add(offset as u64);
@@ -545,7 +535,9 @@ impl Sink for Copied {
         for (place, byte) in self.preamble.iter_mut().skip(offset).zip(head) {
             *place = *byte;
         }
-        let at = offset.saturating_add(head.len()).saturating_sub(PREAMBLE_LEN);
+        let at = offset
+            .saturating_add(head.len())
+            .saturating_sub(PREAMBLE_LEN);
         body.is_empty() || self.page.write(at, body)
     }
 }

@@ -67,11 +67,9 @@ impl Images {
     /// One file less.
     pub fn close(&self, fork: &Fork, image: Shared<Image>) {
         let mut list = self.list.lock();
-        let place = list.iter_mut().find(|place| {
-            place
-                .as_ref()
-                .is_some_and(|entry| entry.image.same(&image))
-        });
+        let place = list
+            .iter_mut()
+            .find(|place| place.as_ref().is_some_and(|entry| entry.image.same(&image)));
         let mut last = None;
         if let Some(place) = place {
             if let Some(entry) = place.as_mut() {

@@ -109,12 +109,7 @@ unsafe impl Send for Read {}
 
 impl Read {
     /// Begins to read `count` pages, at most [`READ_PAGES`], which follow one another at `address`.
-    pub fn begin(
-        link: Shared<Link>,
-        count: usize,
-        address: u64,
-        rkey: u32,
-    ) -> Result<Read, Errno> {
+    pub fn begin(link: Shared<Link>, count: usize, address: u64, rkey: u32) -> Result<Read, Errno> {
         // SAFETY: the route's device is valid as long as the link.
         let read = unsafe { ffi::mitosis_read_create(link.route.port().0.device) };
         let mut read = Read {
@@ -234,9 +229,8 @@ impl Visitor {
         let (pages, count) = pages.take();
         let mut error = 0;
         // SAFETY: `count` pages are given, with their references; the link is alive.
-        let region = unsafe {
-            ffi::mitosis_region_create(self.raw.0.as_ptr(), pages, count, &mut error)
-        };
+        let region =
+            unsafe { ffi::mitosis_region_create(self.raw.0.as_ptr(), pages, count, &mut error) };
         Ok(Region {
             region: NonNull::new(region).ok_or(Errno(error))?,
             domain: self.domain,

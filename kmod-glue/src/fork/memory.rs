@@ -131,12 +131,7 @@ impl Memory {
         let address = number.checked_mul(PAGE_LEN as u64).ok_or(Errno::INVALID)?;
         // SAFETY: `to` has room for a page; `mm` is held.
         Errno::check(unsafe {
-            ffi::mitosis_page_copy(
-                self.pid,
-                self.mm.as_ptr(),
-                address,
-                to.as_mut_ptr().cast(),
-            )
+            ffi::mitosis_page_copy(self.pid, self.mm.as_ptr(), address, to.as_mut_ptr().cast())
         })
     }
 }

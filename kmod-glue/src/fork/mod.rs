@@ -255,7 +255,9 @@ fn serve(fork: &'static Fork, control: &Control) -> Result<(), server::Failure> 
         wanted
             .then(|| LinkListener::open(fork.service, infiniband, &control.event, &door))
             .transpose()
-            .map_err(server::kernel("cannot listen for connections (another server?)"))
+            .map_err(server::kernel(
+                "cannot listen for connections (another server?)",
+            ))
     };
     let _listeners = (listen(false)?, listen(true)?);
     let service = SeedService {

@@ -3,8 +3,8 @@
 use core::ffi::{c_int, c_void};
 
 use mitosis_core::descriptor::{
-    Capability, EncodeError, Encoder, FileKind, Identity, OpenFile, SeedId,
-    SignalAction, Task, Vma, VmaFlags, VmaKind, MAX_DESCRIPTOR, SIGNALS,
+    Capability, EncodeError, Encoder, FileKind, Identity, OpenFile, SeedId, SignalAction, Task,
+    Vma, VmaFlags, VmaKind, MAX_DESCRIPTOR, SIGNALS,
 };
 
 use super::ffi::{self, vma_flag};
@@ -76,10 +76,11 @@ fn make(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<(), Failure> {
     }
     let reserved = fork.seeds.reserve()?;
     let mut capability = [0; 16];
-    for (place, byte) in capability
-        .iter_mut()
-        .zip([random(), random()].iter().flat_map(|word| word.to_le_bytes()))
-    {
+    for (place, byte) in capability.iter_mut().zip(
+        [random(), random()]
+            .iter()
+            .flat_map(|word| word.to_le_bytes()),
+    ) {
         *place = byte;
     }
     let seed_id = SeedId {

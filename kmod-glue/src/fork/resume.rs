@@ -49,18 +49,15 @@ fn check(fork: &Fork, descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> 
         return Err(Errno::BUSY);
     }
     let identity = descriptor.identity();
-    let here = |bytes: &[u8], there: &[u8]| {
-        bytes.split(|&byte| byte == 0).next().unwrap_or(&[]) == there
-    };
+    let here =
+        |bytes: &[u8], there: &[u8]| bytes.split(|&byte| byte == 0).next().unwrap_or(&[]) == there;
     if !here(&me.release, identity.kernel_release) || !here(&me.version, identity.kernel_version) {
         return Err(Errno::EXEC_FORMAT);
     }
     if fork.cpu.lacks(&identity.cpu_features).is_some() {
         return Err(Errno::NOT_SUPPORTED);
     }
-    let special = descriptor
-        .vmas()
-        .filter(|vma| vma.kind == VmaKind::Special);
+    let special = descriptor.vmas().filter(|vma| vma.kind == VmaKind::Special);
     let (start, end) = special.fold((u64::MAX, 0), |(start, end), vma| {
         (vma.start.min(start), vma.end.max(end))
     });
@@ -74,9 +71,9 @@ fn check(fork: &Fork, descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> 
         return Ok((0, 0));
     }
     // Nothing of the seed's lies in between: what does would be the caller's.
-    let between = descriptor.vmas().any(|vma| {
-        vma.kind != VmaKind::Special && vma.start < end && vma.end > start
-    });
+    let between = descriptor
+        .vmas()
+        .any(|vma| vma.kind != VmaKind::Special && vma.start < end && vma.end > start);
     if between || end > USER_END {
         return Err(Errno::INVALID);
     }

@@ -61,7 +61,10 @@ impl Service for SeedService {
             rpc_id::DESCRIBE => match self.describe(request) {
                 Ok(seed) => {
                     seed.opened.add(1);
-                    whole(room, &[preamble(Status::Done).as_bytes(), seed.descriptor()])
+                    whole(
+                        room,
+                        &[preamble(Status::Done).as_bytes(), seed.descriptor()],
+                    )
                 }
                 Err(status) => whole(room, &[preamble(status).as_bytes()]),
             },
@@ -92,8 +95,7 @@ impl SeedService {
         let seed = seed.ok_or(Status::NoSuchSeed)?;
         // An administrator of a machine that belongs to the cluster may resume any seed; that the machine does belong, its
         // session shows (wire.md §7.5).
-        let entitled = name.by_id.get() == 1
-            || bool::from(seed.capability.ct_eq(&name.capability));
+        let entitled = name.by_id.get() == 1 || bool::from(seed.capability.ct_eq(&name.capability));
         if entitled {
             Ok(seed)
         } else {
