@@ -18,6 +18,7 @@
 #include <linux/uaccess.h>
 
 #include "compat.h"
+#include "dropped.h"
 #include "mitosis.h"
 #include "fork.h"
 
@@ -27,20 +28,23 @@ struct mitosis_image_file {
 	struct mutex lock;	/* guards what follows: one process maps at a time */
 	struct task_struct *mapper;
 	u32 flags;
+	struct mitosis_child *child;
 };
 
 /* Bits of a page's number that are its address. */
 #define MITOSIS_PAGE_BITS 36
+#define MITOSIS_PAGE_MASK ((1ULL << MITOSIS_PAGE_BITS) - 1)
 
 static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 {
 	struct mitosis_image_file *image = vmf->vma->vm_file->private_data;
 	struct page *page = NULL;
-	int ret = mitosis_image_fault(image->image,
-				      vmf->pgoff >> MITOSIS_PAGE_BITS,
-				      vmf->pgoff & ((1ULL << MITOSIS_PAGE_BITS) - 1),
-				      vmf->flags & FAULT_FLAG_WRITE, &page);
+	int ret = mitosis_child_dropped(vmf->vma->vm_private_data, vmf->pgoff);
 
+	if (ret >= 0)
+		ret = mitosis_image_fault(image->image,
+					  vmf->pgoff >> MITOSIS_PAGE_BITS,
+					  vmf->pgoff & MITOSIS_PAGE_MASK, ret, &page);
 	if (!ret) {
 		vmf->page = page;
 		return 0;
@@ -49,6 +53,8 @@ static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 }
 
 static const struct vm_operations_struct mitosis_vma_operations = {
+	.open = mitosis_child_vma_opened,
+	.close = mitosis_child_vma_closed,
 	.fault = mitosis_vma_fault,
 };
 
@@ -67,6 +73,8 @@ static int mitosis_image_mmap(struct file *file, struct vm_area_struct *vma)
 	flags |= image->flags & MITOSIS_VMA_DONTFORK ? VM_DONTCOPY : 0;
 	mitosis_vma_flags_replace(vma, VM_READ | VM_WRITE | VM_EXEC, flags);
 	vma->vm_ops = &mitosis_vma_operations;
+	vma->vm_private_data = image->child;
+	mitosis_child_hold(image->child);
 	return 0;
 }
 
@@ -145,7 +153,8 @@ u64 mitosis_child_vdso(void)
 	return (unsigned long)current->mm->context.vdso;
 }
 
-int mitosis_child_map(struct mitosis_image_file *image, u64 start, u64 len,
+int mitosis_child_map(struct mitosis_image_file *image,
+		      struct mitosis_child *child, u64 start, u64 len,
 		      u32 index, u32 flags)
 {
 	unsigned long how = MAP_PRIVATE | MAP_FIXED;
@@ -159,6 +168,7 @@ int mitosis_child_map(struct mitosis_image_file *image, u64 start, u64 len,
 		how |= MAP_NORESERVE;
 	mutex_lock(&image->lock);
 	image->flags = flags;
+	image->child = child;
 	WRITE_ONCE(image->mapper, current);
 	ret = vm_mmap(image->file, start, len, prot, how,
 		      page << PAGE_SHIFT);

@@ -19,6 +19,7 @@ struct mitosis_mutex;
 struct mitosis_link;
 struct mitosis_region;
 struct mitosis_image_file;
+struct mitosis_child;
 
 /* A chunk is what one page table of the lowest level maps. */
 #define MITOSIS_CHUNK_SHIFT 21
@@ -144,7 +145,10 @@ int mitosis_page_copy(s32 pid, struct mm_struct *mm, u64 address, void *to);
 /* child_memory.c */
 int mitosis_child_clear(u64 keep_start, u64 keep_end);
 u64 mitosis_child_vdso(void);
-int mitosis_child_map(struct mitosis_image_file *image, u64 start, u64 len,
+struct mitosis_child *mitosis_child_begin(void);
+void mitosis_child_end(struct mitosis_child *child);
+int mitosis_child_map(struct mitosis_image_file *image,
+		      struct mitosis_child *child, u64 start, u64 len,
 		      u32 index, u32 flags);
 int mitosis_image_file_create(void *image);
 int mitosis_copy_to_user(u64 to, const void *from, size_t len);
@@ -204,7 +208,7 @@ long mitosis_client_call(void *client, u32 number, void *argument,
 			 u32 argument_len);
 long mitosis_image_resume(void *image, struct mitosis_image_file *file,
 			  u64 child);
-int mitosis_image_fault(void *image, u32 vma, u64 page_number, bool write,
+int mitosis_image_fault(void *image, u32 vma, u64 page_number, bool dropped,
 			struct page **page);
 void mitosis_image_closed(void *image);
 

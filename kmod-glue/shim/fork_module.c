@@ -2,6 +2,7 @@
 /* mitosis: parameters, /dev/mitosis, and the door to src/fork. */
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
+#include <linux/mmu_notifier.h>
 #include <linux/module.h>
 #include <linux/uaccess.h>
 
@@ -106,6 +107,8 @@ static void __exit mitosis_exit(void)
 {
 	misc_deregister(&mitosis_device);
 	mitosis_fork_stop();
+	/* What children noted is freed behind their backs. */
+	mmu_notifier_synchronize();
 }
 module_exit(mitosis_exit);
 

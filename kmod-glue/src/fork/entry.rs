@@ -136,7 +136,7 @@ pub unsafe extern "C" fn mitosis_image_fault(
     image: *mut c_void,
     vma: u32,
     number: u64,
-    _write: bool,
+    dropped: bool,
     page: *mut *mut ffi::Page,
 ) -> i32 {
     // SAFETY: the file has a reference until it is closed.
@@ -145,7 +145,7 @@ pub unsafe extern "C" fn mitosis_image_fault(
         return Errno::NO_DEVICE.0;
     };
     fork.counters.faults.add(1);
-    match image.page(fork, vma, number) {
+    match image.page(fork, vma, number, dropped) {
         Ok(found) => {
             // SAFETY: by this function's contract.
             unsafe { page.write(found.into_raw()) };

@@ -32,6 +32,8 @@ opaque! {
     Region;
     /// `struct mitosis_image_file`
     ImageFile;
+    /// `struct mitosis_child`
+    Child;
 }
 
 /// `struct mitosis_registers`: as the descriptor's.
@@ -184,8 +186,11 @@ extern "C" {
 
     pub fn mitosis_child_clear(keep_start: u64, keep_end: u64) -> c_int;
     pub fn mitosis_child_vdso() -> u64;
+    pub fn mitosis_child_begin() -> *mut Child;
+    pub fn mitosis_child_end(child: *mut Child);
     pub fn mitosis_child_map(
         image: *mut ImageFile,
+        child: *mut Child,
         start: u64,
         len: u64,
         index: u32,

@@ -251,14 +251,21 @@ impl Image {
         Descriptor::parsed_before(&self.bytes).map_err(|_| Errno::INVALID)
     }
 
-    /// The page with this number of the child's VMA that began as the descriptor's `vma`.
-    pub fn page(&self, fork: &Fork, vma: u32, number: u64) -> Result<PageRef, PageError> {
+    /// The page with this number of the child's VMA that began as the descriptor's `vma`. `dropped` if the child has given
+    /// it up, so that zeros are there unless it is a file's.
+    pub fn page(
+        &self,
+        fork: &Fork,
+        vma: u32,
+        number: u64,
+        dropped: bool,
+    ) -> Result<PageRef, PageError> {
         let descriptor = self.descriptor()?;
         let vma = descriptor.vma(vma as usize).ok_or(PageError::Beyond)?;
         let address = number.saturating_mul(PAGE_LEN as u64);
         let file = vma.kind == VmaKind::File;
         // What a mapping has grown by since is not the seed's.
-        if address < vma.start || address >= vma.end {
+        if address < vma.start || address >= vma.end || (dropped && !file) {
             return self.zeros(fork, file);
         }
         let listed = self.chunks.binary_search(&(number >> CHUNK_SHIFT));

@@ -1,5 +1,7 @@
 //! Resuming: the calling process becomes a continuation of a seed.
 
+use core::ptr::NonNull;
+
 use mitosis_core::descriptor::{Descriptor, VmaKind, USER_END};
 
 use super::ffi;
@@ -80,6 +82,24 @@ fn check(fork: &Fork, descriptor: &Descriptor<'_>) -> Result<(u64, u64), Errno> 
     Ok((start, end))
 }
 
+/// What keeps note of the memory that the child gives up; its mappings keep it from then on.
+struct Noted(NonNull<ffi::Child>);
+
+impl Noted {
+    fn begin() -> Result<Noted, Errno> {
+        // SAFETY: a process calls this.
+        let child = unsafe { ffi::mitosis_child_begin() };
+        NonNull::new(child).map(Noted).ok_or(Errno::NO_MEMORY)
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        // SAFETY: begun in `begin`, and this reference ends once.
+        unsafe { ffi::mitosis_child_end(self.0.as_ptr()) }
+    }
+}
+
 /// # Safety
 /// `file` is the image's.
 unsafe fn replace(
@@ -90,6 +110,7 @@ unsafe fn replace(
 ) -> Result<(), Errno> {
     // SAFETY: the caller is a process with one thread, and nothing in its memory is needed any more.
     Errno::check(unsafe { ffi::mitosis_child_clear(keep_start, keep_end) })?;
+    let noted = Noted::begin()?;
     for (index, vma) in descriptor.vmas().enumerate() {
         if vma.kind == VmaKind::Special {
             continue;
@@ -98,6 +119,7 @@ unsafe fn replace(
         Errno::check(unsafe {
             ffi::mitosis_child_map(
                 file,
+                noted.0.as_ptr(),
                 vma.start,
                 vma.end - vma.start,
                 index as u32,
