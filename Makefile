@@ -12,6 +12,9 @@ MAKEFLAGS += --no-print-directory
 CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
 export CARGO
 FUZZ_SECONDS ?= 60
+# Its runner must be of the library's version, which core/Cargo.toml says.
+GUNGRAUN := 0.18.2
+GUNGRAUN_RUNNER := $(CURDIR)/target/gungraun-$(GUNGRAUN)/bin/gungraun-runner
 
 STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGNMENTS)
 
@@ -58,6 +61,12 @@ peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that w
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)
+
+.PHONY: bench-core
+bench-core: setup ## count the instructions of a small call in the core, by callgrind
+	@[ -x $(GUNGRAUN_RUNNER) ] || $(CARGO) install --quiet --locked --root target/gungraun-$(GUNGRAUN) \
+		--version $(GUNGRAUN) gungraun-runner
+	@GUNGRAUN_RUNNER=$(GUNGRAUN_RUNNER) $(CARGO) bench --quiet --locked --package mitosis-core --bench instructions
 
 .PHONY: simulate
 simulate: setup ## 10 million calls over 1,000 seeds on a simulated network; ARGUMENTS='--help' says what else
