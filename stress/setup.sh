@@ -27,6 +27,7 @@ binutils          linking the modules
 kmod              indexing and finding kernel modules
 libelf1           Kbuild, for its tools
 ca-certificates   fetching crates
+valgrind          counting instructions
 '
 vm='
 qemu-system-x86   the machines

@@ -94,6 +94,7 @@ impl Cluster {
                     clients: machines.clients as usize,
                     cpus: machines.cpus as usize,
                     memory_mib: machines.memory_mib as usize,
+                    mtu: machines.mtu,
                     log_dir: directory.clone(),
                     interrupt,
                     progress,

@@ -148,12 +148,14 @@ impl Faults<'_> {
                 .map(|line| line.text.as_str())
                 .filter(|line| line.contains("[ERROR]"))
                 .collect();
-            row.told
-                .extend(lines.iter().map(|line| format!("val01: {line}")));
+            let name = &self.host(SERVER).name;
+            let first = lines.iter().take(MOST_LINES);
+            row.told.extend(first.map(|line| format!("{name}: {line}")));
             ensure!(
                 (1..=MOST_LINES).contains(&lines.len())
                     && lines.iter().all(|line| line.contains(said)),
-                "the server says: {lines:?}"
+                "the server says {} lines that are errors, and not only {said:?}",
+                lines.len()
             );
             let stopped = watch.logs[SERVER].stopped.last();
             let stopped = stopped.context("the server did not report its figures")?;

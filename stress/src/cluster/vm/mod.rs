@@ -42,6 +42,8 @@ pub struct VmConfig<'a> {
     pub cpus: usize,
     /// Memory a machine; 384 does for the modules' own tests.
     pub memory_mib: usize,
+    /// The RDMA path MTU in bytes.
+    pub mtu: u32,
     /// Where console logs go, `<name>.console.log`, and a script that opens a shell on a machine, `shell`.
     pub log_dir: PathBuf,
     /// Raised, it ends a boot.
@@ -120,6 +122,7 @@ impl VmCluster {
                 accel,
                 cpus: config.cpus,
                 memory_mib: config.memory_mib,
+                link_mtu: network::link_mtu(config.mtu),
                 kernel: kernel.join("vmlinuz"),
                 image: image.clone(),
                 network: true,
@@ -132,7 +135,7 @@ impl VmCluster {
             config.progress,
         )?;
         let plans: Vec<Plan> = (1..=count).map(|number| plan(number, accel)).collect();
-        network::create(count)?;
+        network::create(count, network::link_mtu(config.mtu))?;
 
         let ssh = Ssh {
             keys: cache.join("ssh"),

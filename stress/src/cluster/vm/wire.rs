@@ -19,7 +19,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Frames that may wait to be read. The kernel counts a few times their length.
 const BACKLOG_BYTES: usize = 8 << 20;
 /// The longest frame.
-const FRAME_LEN: usize = network::MTU as usize + 64;
+const FRAME_LEN: usize = network::LONGEST_LINK_MTU as usize + 64;
 
 /// A machine's wire.
 pub struct Wire {
