@@ -49,8 +49,9 @@ pub trait Fabric: Send {
     /// buffers, which a server shares out as credits.
     fn receive_buffers(&self) -> u32;
 
-    /// How many of them one peer can take up: the most credits that are of use to one session.
-    fn peer_buffers(&self) -> u16;
+    /// How many of them one peer can take up, with datagrams of `datagram_len` bytes: the most credits that are of use to one
+    /// session whose datagrams are no longer. At least 1.
+    fn peer_buffers(&self, datagram_len: usize) -> u16;
 
     /// How many peers there can be at once. Those that come when there are as many are not heard.
     fn peers(&self) -> u32;
