@@ -4,6 +4,7 @@
 //! against loom's and try every interleaving. Each ordering says what it pairs with.
 
 pub mod gauge;
+pub mod line_ring;
 mod primitive;
 pub mod spsc;
 pub mod stop;
