@@ -14,6 +14,7 @@
 //! our own; a length is checked before it is used; a stamp that is wrong is a line that has not come; and a number of
 //! consumed lines that cannot be is a ring that is full.
 
+use super::prefetch;
 use super::primitive::{fence, AtomicU64, Ordering};
 
 /// Words in a line. loom tries the orderings of every atomic, so a line is shorter there.
@@ -24,6 +25,13 @@ const DATA_WORDS: usize = WORDS - 1;
 
 /// Bytes of a datagram that a line carries.
 pub const LINE_DATA_LEN: usize = DATA_WORDS * size_of::<u64>();
+
+/// How far ahead of its datagram a sender asks for the lines that it will write, so that they are its own by then: as many
+/// as make up for the way to another core and back.
+const WRITE_AHEAD: usize = 16;
+
+/// The same for a receiver that finds one datagram after the other, and therefore more written lines.
+const READ_AHEAD: usize = 8;
 
 /// The low bits of a stamp, which hold a length.
 const LEN_BITS: u32 = 16;
@@ -173,6 +181,10 @@ impl<M: Memory> Sender<M> {
             };
             line.stamp.store(stamp(number, len), ordering);
         }
+        for index in 0..count.min(WRITE_AHEAD) {
+            let ahead = WRITE_AHEAD.wrapping_add(index) as u64;
+            prefetch::to_write(line(lines, self.next.wrapping_add(ahead)));
+        }
         self.next = self.next.wrapping_add(count as u64);
         Ok(())
     }
@@ -215,6 +227,8 @@ pub struct Receiver<M> {
     /// The second line's stamp as it was last seen, which is of no other use than that it was fetched.
     #[cfg_attr(rdma_loom, allow(dead_code))]
     fetched: u64,
+    /// The last look found a datagram.
+    found: bool,
 }
 
 impl<M: Memory> Receiver<M> {
@@ -224,6 +238,7 @@ impl<M: Memory> Receiver<M> {
             memory,
             next: 0,
             fetched: 0,
+            found: false,
         }
     }
 
@@ -238,6 +253,7 @@ impl<M: Memory> Receiver<M> {
         let said = first.stamp.load(Ordering::Acquire);
         let len = (said & ((1 << LEN_BITS) - 1)) as usize;
         if said != stamp(self.next, len) {
+            self.found = false;
             self.fetch_second();
             return Ok(None);
         }
@@ -259,6 +275,14 @@ impl<M: Memory> Receiver<M> {
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
         consumed.store(self.next, Ordering::Release);
+        let ahead = match self.found {
+            true => READ_AHEAD.saturating_sub(count)..READ_AHEAD,
+            false => 0..0,
+        };
+        for index in ahead {
+            prefetch::to_read(line(lines, self.next.wrapping_add(index as u64)));
+        }
+        self.found = true;
         Ok(Some(len))
     }
 

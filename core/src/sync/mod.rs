@@ -5,6 +5,7 @@
 
 pub mod gauge;
 pub mod line_ring;
+mod prefetch;
 mod primitive;
 pub mod spsc;
 pub mod stop;
