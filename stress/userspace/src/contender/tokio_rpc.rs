@@ -35,7 +35,7 @@ fn runtime() -> Result<Runtime> {
 }
 
 pub fn serve() -> Result<()> {
-    use tarpc::futures::StreamExt;
+    use futures::StreamExt;
     runtime()?.block_on(async {
         let here = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut listener = tcp::listen(here, Bincode::default).await?;
