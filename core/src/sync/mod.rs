@@ -5,6 +5,8 @@
 
 pub mod count;
 pub mod gauge;
+pub mod line_ring;
+mod prefetch;
 mod primitive;
 pub mod spsc;
 pub mod stop;
