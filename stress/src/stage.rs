@@ -231,13 +231,12 @@ fn prepare(setting: &Setting) -> Result<()> {
 }
 
 fn update(setting: &Setting) -> Result<()> {
-    match &setting.template.build {
+    if let Some(path) = &setting.template.build {
+        let kernels = build::kernels(&setting.settings)?;
+        build::update(path, &kernels, &setting.settings, &setting.out)?;
+    }
+    match &setting.template.programs {
         None => Ok(()),
-        Some(path) => build::update(
-            path,
-            &build::kernels(&setting.settings)?,
-            &setting.settings,
-            &setting.out,
-        ),
+        Some(path) => build::update_programs(path, &setting.settings, &setting.out),
     }
 }
