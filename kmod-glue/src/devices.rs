@@ -21,6 +21,8 @@ pub struct Devices<'e> {
 
 // SAFETY: the list is guarded by a mutex, and the rest is atomic (shim/devices.c).
 unsafe impl Sync for Devices<'_> {}
+// SAFETY: any thread may close it: the kernel's client is not a thread's.
+unsafe impl Send for Devices<'_> {}
 
 impl<'e> Devices<'e> {
     /// Asks the kernel for its devices. A module holds at most one `Devices`.

@@ -8,6 +8,7 @@ use mitosis_core::wire::{ErrorCode, MAX_MESSAGE};
 
 use crate::buffer::PagedBuffer;
 use crate::cm::Route;
+use crate::devices::Devices;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::errno::Errno;
 use crate::lock::Shared;
@@ -95,6 +96,7 @@ pub struct Channel {
     event: Owned<Event>,
     patience: Patience,
     route: Shared<Route>,
+    _devices: Shared<Devices<'static>>,
 }
 
 impl Drop for Channel {
@@ -112,7 +114,11 @@ impl Drop for Channel {
 
 impl Channel {
     /// Opens a session at the end of `route`.
-    pub fn open(route: Shared<Route>, key: Option<ClusterKey>) -> Result<Channel, ChannelError> {
+    pub fn open(
+        devices: Shared<Devices<'static>>,
+        route: Shared<Route>,
+        key: Option<ClusterKey>,
+    ) -> Result<Channel, ChannelError> {
         let event = Owned::new(Event::new()?)?;
         let mut slots = Table::try_new(1, |_| Ok(CallSlot::new()))?;
         let request = PagedBuffer::new(route.pd(), 0)?;
@@ -151,15 +157,11 @@ impl Channel {
             event,
             patience: Patience::default(),
             route,
+            _devices: devices,
         };
         channel.client.connect(now_ns());
         channel.drive(&mut Into::new(&mut []))?;
         Ok(channel)
-    }
-
-    /// The way to the machine.
-    pub fn route(&self) -> &Shared<Route> {
-        &self.route
     }
 
     /// Calls and waits for the reply, whose length it returns.
@@ -180,6 +182,12 @@ impl Channel {
             .call(now_ns(), 0, rpc_id, request.len() as u32)
             .map_err(|_| ChannelError::Closed)?;
         self.drive(sink)
+    }
+
+    /// Keeps the session alive between calls: does what is due.
+    pub fn keep(&mut self) -> Result<(), ChannelError> {
+        self.settle(&mut Into::new(&mut []))?;
+        self.transmit(now_ns())
     }
 
     fn settle(&mut self, sink: &mut impl Sink) -> Result<(), ChannelError> {

@@ -5,8 +5,9 @@
 //! the next child finds it.
 
 use mitosis_core::descriptor::{verify, Descriptor, VmaKind};
+use mitosis_core::sync::count::Tally;
 use mitosis_core::wire::fork::{
-    count, has_bit, native, rank, rpc_id, Chunk as Answer, Place, SeedName, Status, CHUNK_PAGES,
+    has_bit, native, rank, rpc_id, Chunk as Answer, Place, SeedName, Status, CHUNK_PAGES,
     PREAMBLE_LEN,
 };
 use zerocopy::byteorder::little_endian::U64;
@@ -141,6 +142,10 @@ pub struct Image {
     /// By what it is asked for.
     pub name: SeedName,
     prefetch: usize,
+    /// Whether each child gets pages of its own.
+    private: bool,
+    /// The chunk whose pages go next where there are too many.
+    hand: Tally,
     bytes: Table<u8>,
     /// Numbers of the chunks that the seed has pages in, as the descriptor lists them.
     chunks: Table<u64>,
@@ -193,6 +198,7 @@ impl Image {
         machine: Shared<Machine>,
         name: &SeedName,
         prefetch: usize,
+        private: bool,
     ) -> Result<Image, PageError> {
         let mut incoming = Incoming {
             preamble: [0; PREAMBLE_LEN],
@@ -234,6 +240,8 @@ impl Image {
             machine,
             name: known,
             prefetch: prefetch.clamp(1, READ_PAGES),
+            private,
+            hand: Tally::new(),
             bytes,
             chunks,
             stripes,
@@ -294,9 +302,8 @@ impl Image {
         let stripe = self.stripes.get(index % STRIPES);
         let mut stripe = stripe.ok_or(PageError::Beyond)?.lock();
         let chunk = chunk_of(&mut stripe, index / STRIPES)?;
-        if let Some(page) = chunk.cached(slot) {
+        if let Some(page) = self.hand_out(fork, chunk, slot) {
             fork.counters.faults_cached.add(1);
-            let page = page.again();
             return Ok(page);
         }
         if !chunk.known {
@@ -308,7 +315,7 @@ impl Image {
         if file || has_bit(&chunk.elsewhere, slot) {
             let page = self.copy(fork, number)?;
             fork.counters.faults_rpc.add(1);
-            if let Some(place) = chunk.pages.get_mut(slot) {
+            if let Some(place) = chunk.pages.get_mut(slot).filter(|_| !self.private) {
                 *place = Some(page.again());
                 fork.counters.cached_pages.add(1);
             }
@@ -417,9 +424,40 @@ impl Image {
             self.settle(fork, ahead, chunk)?;
         }
         fork.counters.faults_read.add(1);
-        match chunk.cached(slot) {
-            Some(page) => Ok(page.again()),
-            None => Err(PageError::Beyond),
+        self.hand_out(fork, chunk, slot).ok_or(PageError::Beyond)
+    }
+
+    /// A page for a child, if it is here.
+    fn hand_out(&self, fork: &Fork, chunk: &mut Chunk, slot: usize) -> Option<PageRef> {
+        let place = chunk.pages.get_mut(slot)?;
+        if !self.private {
+            return place.as_ref().map(PageRef::again);
+        }
+        let page = place.take()?;
+        fork.counters.cached_pages.subtract(1);
+        Some(page)
+    }
+
+    /// Lets go of the pages of a chunk where there are too many; of one that nobody is looking at. Children keep what they have.
+    fn make_room(&self, fork: &Fork) {
+        let chunks = self.chunks.len() as u64;
+        for _ in 0..chunks.min(STRIPES as u64) {
+            if fork.counters.cached_pages.value() <= u64::from(fork.cache_pages) {
+                return;
+            }
+            self.hand.add(1);
+            let index = (self.hand.value() % chunks) as usize;
+            let stripe = self.stripes.get(index % STRIPES).and_then(Mutex::try_lock);
+            let Some(mut stripe) = stripe else { continue };
+            let chunk = stripe.chunks.get_mut(index / STRIPES);
+            let Some(chunk) = chunk.and_then(Option::as_deref_mut) else {
+                continue;
+            };
+            let mut freed = 0;
+            for place in chunk.pages.iter_mut() {
+                freed += u64::from(place.take().is_some());
+            }
+            fork.counters.cached_pages.subtract(freed);
         }
     }
 
@@ -442,6 +480,7 @@ impl Image {
         fork.counters.pages_read.add(ahead.count as u64);
         let kept = chunk.keep(pages, &ahead.slots, ahead.count);
         fork.counters.cached_pages.add(kept);
+        self.make_room(fork);
         Ok(())
     }
 
@@ -473,11 +512,25 @@ impl Image {
             for slot in 0..CHUNK_PAGES {
                 if has_bit(&chunk.present, slot) && chunk.cached(slot).is_none() {
                     let page = (number << CHUNK_SHIFT) + slot as u64;
-                    self.read(fork, page, slot, chunk)?;
+                    let page = self.read(fork, page, slot, chunk)?;
+                    if let Some(place) = chunk.pages.get_mut(slot).filter(|_| self.private) {
+                        *place = Some(page);
+                        fork.counters.cached_pages.add(1);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Waits for what is being read ahead, and lets go of the connections.
+    pub fn settle_all(&self) {
+        for stripe in self.stripes.iter() {
+            let mut stripe = stripe.lock();
+            for chunk in stripe.chunks.iter_mut().flatten() {
+                chunk.ahead = None;
+            }
+        }
     }
 
     /// How many pages are kept.
@@ -489,17 +542,6 @@ impl Image {
             pages += chunks
                 .map(|chunk| chunk.pages.iter().flatten().count())
                 .sum::<usize>();
-        }
-        pages
-    }
-
-    /// How many pages the seed is known to have, and of how many chunks.
-    pub fn known_pages(&self) -> usize {
-        let mut pages = 0;
-        for stripe in self.stripes.iter() {
-            let stripe = stripe.lock();
-            let chunks = stripe.chunks.iter().flatten();
-            pages += chunks.map(|chunk| count(&chunk.present)).sum::<usize>();
         }
         pages
     }

@@ -42,7 +42,13 @@ impl Images {
         private: bool,
     ) -> Result<Shared<Image>, PageError> {
         // The seed's machine decides each time whether the seed is there and the caller is entitled.
-        let fresh = Shared::new(Image::fetch(fork, machine, name, prefetch as usize)?)?;
+        let fresh = Shared::new(Image::fetch(
+            fork,
+            machine,
+            name,
+            prefetch as usize,
+            private,
+        )?)?;
         let mut list = self.list.lock();
         if !private {
             let known = list.iter_mut().flatten().find(|entry| {
@@ -84,6 +90,20 @@ impl Images {
             fork.counters
                 .cached_pages
                 .subtract(image.cached_pages() as u64);
+        }
+    }
+
+    /// Lets go of all connections.
+    pub fn settle(&self) {
+        for index in 0..MAX_IMAGES {
+            let image = {
+                let list = self.list.lock();
+                let entry = list.get(index).and_then(Option::as_ref);
+                entry.map(|entry| entry.image.clone())
+            };
+            if let Some(image) = image {
+                image.settle_all();
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::ffi;
 use super::memory::{Collected, PageRef};
 use crate::cm::Route;
-use crate::devices::{Gid, Port};
+use crate::devices::{Devices, Gid, Port};
 use crate::errno::Errno;
 use crate::ffi::IbPd;
 use crate::lock::{Mutex, Shared};
@@ -38,16 +38,18 @@ impl Drop for Raw {
 }
 
 /// A connection to another machine, over which its seeds are read. Fields are dropped in this order: the queue pair before
-/// the route, which has its protection domain.
+/// the route, which has its protection domain, and the devices last.
 pub struct Link {
     raw: Raw,
     route: Shared<Route>,
     token: u64,
+    _devices: Shared<Devices<'static>>,
 }
 
 impl Link {
     /// Connects over the route that the machine was found by, with the token that it gave.
     pub fn connect(
+        devices: Shared<Devices<'static>>,
         route: Shared<Route>,
         gid: Gid,
         service: u32,
@@ -75,6 +77,7 @@ impl Link {
             raw: Raw(NonNull::new(link).ok_or(Errno(error))?),
             route,
             token,
+            _devices: devices,
         })
     }
 

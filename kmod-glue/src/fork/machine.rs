@@ -136,6 +136,19 @@ impl Machine {
         }
     }
 
+    /// Keeps the session alive, unless somebody is using it, or finds that it is over.
+    fn keep(&self) {
+        let Some(mut session) = self.session.try_lock() else {
+            return;
+        };
+        let over = session
+            .as_mut()
+            .is_some_and(|open| !open.link.is_alive() || open.channel.keep().is_err());
+        if over {
+            *session = None;
+        }
+    }
+
     /// Ends the session and the connection.
     pub fn disconnect(&self) {
         let open = self.session.lock().take();
@@ -159,8 +172,9 @@ impl Machine {
             client_qd_hint: QUEUE_HINT,
             client_service_id: fork.service,
         };
+        let devices = fork.devices().map_err(MachineError::Kernel)?;
         let route = cm::resolve(
-            &fork.devices,
+            &devices,
             &event,
             &fork.resolving,
             self.gid,
@@ -169,15 +183,15 @@ impl Machine {
         )
         .map_err(MachineError::Unresolved)?;
         let route = Shared::new(route).map_err(MachineError::Kernel)?;
-        let mut channel =
-            Channel::open(route.clone(), fork.cluster_key).map_err(MachineError::Channel)?;
+        let mut channel = Channel::open(devices.clone(), route.clone(), fork.cluster_key)
+            .map_err(MachineError::Channel)?;
         let mut bytes = [0; size_of::<Token>()];
         let mut sink = Into::new(&mut bytes);
         channel
             .call(rpc_id::ATTACH, &[], &mut sink)
             .map_err(MachineError::Channel)?;
         let token = Token::read_from_bytes(&bytes).map_err(|_| MachineError::Damaged)?;
-        let link = Link::connect(route, self.gid, self.service, token.token.get())
+        let link = Link::connect(devices, route, self.gid, self.service, token.token.get())
             .map_err(MachineError::Link)?;
         info!("connected to ", self.gid, ", service ", self.service);
         Ok(Session {
@@ -267,6 +281,16 @@ impl Machines {
             let machine = self.list.lock().get_mut(index).and_then(Option::take);
             if let Some(machine) = machine {
                 machine.disconnect();
+            }
+        }
+    }
+
+    /// Keeps all sessions alive.
+    pub fn keep(&self) {
+        for index in 0..MAX_MACHINES {
+            let machine = self.list.lock().get(index).and_then(Clone::clone);
+            if let Some(machine) = machine {
+                machine.keep();
             }
         }
     }

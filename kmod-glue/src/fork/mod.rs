@@ -45,6 +45,7 @@ use self::service::SeedService;
 use crate::devices::{Devices, Port};
 use crate::errno::Errno;
 use crate::key;
+use crate::lock::{Mutex, Shared};
 use crate::memory::{Owned, Page};
 use crate::module::{Control, Slot};
 use crate::server;
@@ -97,13 +98,26 @@ pub struct Fork {
     pub cluster_key: Option<ClusterKey>,
     /// Wanted by nobody: a process that looks for a machine gives up by itself.
     pub resolving: Stop,
-    /// The RDMA devices.
-    pub devices: Devices<'static>,
+    /// The RDMA devices, until one is removed: all are let go then.
+    devices: Mutex<Option<Shared<Devices<'static>>>>,
     /// Signalled when a device goes away.
     _event: Owned<Event>,
 }
 
 impl Fork {
+    /// The RDMA devices. Whoever has something on one holds them.
+    pub fn devices(&self) -> Result<Shared<Devices<'static>>, Errno> {
+        self.devices.lock().clone().ok_or(Errno::NO_DEVICE)
+    }
+
+    /// Lets go of everything on any device.
+    fn leave_devices(&self) {
+        let devices = self.devices.lock().take();
+        self.machines.forget_all();
+        self.images.settle();
+        drop(devices);
+    }
+
     /// Ends the seeds that were made through an open file, but for those that have a lease.
     fn release_of(&self, owner: u64) {
         let mut from = 0;
@@ -179,7 +193,7 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
         cache_pages: parameters.cache_pages,
         cluster_key,
         resolving: Stop::new(),
-        devices,
+        devices: Mutex::new(Some(Shared::new(devices)?))?,
         _event: event,
     })?;
     let raw = fork.into_raw();
@@ -190,6 +204,8 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
     let started = SLOT.load(c"mitosis", move |control| {
         if let Err(failure) = serve(fork, control) {
             failure.log();
+            fork.leave_devices();
+            error!("mitosis serves no more until it is inserted again");
         }
     });
     if let Err(errno) = started {
@@ -235,14 +251,14 @@ fn end() {
     let raw = FORK.swap(core::ptr::null_mut(), Ordering::Acquire);
     // SAFETY: the swap makes this the only taker, and no file is open through which somebody could look at it.
     if let Some(fork) = unsafe { Owned::from_raw(raw) } {
-        fork.machines.forget_all();
-        fork.visitors.sweep(true);
+        fork.leave_devices();
     }
 }
 
 /// The life of the serving thread. What is declared first is dropped last.
 fn serve(fork: &'static Fork, control: &Control) -> Result<(), server::Failure> {
-    let ports = server::open_ports(&fork.devices)?;
+    let devices = fork.devices().map_err(server::kernel("no devices"))?;
+    let ports = server::open_ports(&devices)?;
     let door = Door {
         visitors: &fork.visitors,
         ports: &ports,
@@ -271,8 +287,9 @@ fn serve(fork: &'static Fork, control: &Control) -> Result<(), server::Failure> 
         running_ns: u64::MAX,
     };
     info!("mitosis ready: service ", fork.service);
-    server::serve_on(&place, control, &fork.devices, &ports, service, &|| {
-        fork.visitors.sweep(false)
+    server::serve_on(&place, control, &devices, &ports, service, &|| {
+        fork.visitors.sweep(false);
+        fork.machines.keep();
     })
 }
 

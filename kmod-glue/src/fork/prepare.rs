@@ -18,7 +18,7 @@ use crate::memory::Table;
 use crate::thread::{now_ns, random};
 
 /// First try for a descriptor's length: a small program's fits.
-const FIRST_LEN: usize = 64 << 10;
+const FIRST_LEN: usize = 16 << 10;
 
 /// What a process is refused for.
 #[derive(Clone, Copy, Default)]
