@@ -7,10 +7,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::clients::Client;
 use super::ffi;
 use super::image::{Image, PageError};
+use super::memory::PageRef;
 use super::{calls, fork, prepare, resume, uapi};
 use crate::errno::Errno;
 use crate::lock::Shared;
 use crate::memory::{Owned, PAGE_LEN};
+use crate::thread::{now_ns, Event};
 
 /// # Safety
 /// Called by the shim with what it made.
@@ -129,6 +131,32 @@ pub unsafe extern "C" fn mitosis_image_resume(
     }
 }
 
+/// How long a fault tries to reach the seed's machine after it first failed.
+const PATIENCE_NS: u64 = 10_000_000_000;
+/// Between two tries.
+const TRY_AGAIN_NS: u64 = 200_000_000;
+
+/// Tries for a page again while its machine cannot be reached: a link may be down for a moment.
+fn patiently(mut page: impl FnMut() -> Result<PageRef, PageError>) -> Result<PageRef, PageError> {
+    let error = match page() {
+        Err(error) if error.may_pass() => error,
+        outcome => return outcome,
+    };
+    let give_up_ns = now_ns() + PATIENCE_NS;
+    let nothing = Event::new()?;
+    loop {
+        // SAFETY: the event lives during the call; a process calls this.
+        let killed = unsafe { ffi::mitosis_event_wait_frozen(nothing.as_ptr(), TRY_AGAIN_NS) };
+        if killed != 0 || now_ns() >= give_up_ns {
+            return Err(error);
+        }
+        match page() {
+            Err(error) if error.may_pass() => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// # Safety
 /// `image` is the file's; `page` is valid during the call.
 #[no_mangle]
@@ -145,7 +173,7 @@ pub unsafe extern "C" fn mitosis_image_fault(
         return Errno::NO_DEVICE.0;
     };
     fork.counters.faults.add(1);
-    match image.page(fork, vma, number, dropped) {
+    match patiently(|| image.page(fork, vma, number, dropped)) {
         Ok(found) => {
             // SAFETY: by this function's contract.
             unsafe { page.write(found.into_raw()) };

@@ -43,6 +43,17 @@ pub enum PageError {
     Read(Errno),
 }
 
+impl PageError {
+    /// Whether it may be different in a moment.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            PageError::Unreachable(error) => error.may_pass(),
+            PageError::Read(_) | PageError::Refused(Status::NotAttached) => true,
+            _ => false,
+        }
+    }
+}
+
 impl From<Errno> for PageError {
     fn from(_: Errno) -> PageError {
         PageError::NoMemory

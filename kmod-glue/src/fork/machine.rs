@@ -34,6 +34,18 @@ pub enum MachineError {
 }
 
 impl MachineError {
+    /// Whether it may be different in a moment.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            MachineError::Unresolved(Unresolved::Refused(_) | Unresolved::NoService) => false,
+            MachineError::Unresolved(_) | MachineError::Link(_) => true,
+            MachineError::Channel(error) => {
+                matches!(error, ChannelError::Silent | ChannelError::Closed)
+            }
+            MachineError::Damaged | MachineError::Kernel(_) => false,
+        }
+    }
+
     /// What a system call returns for it.
     pub fn errno(&self) -> Errno {
         match self {
