@@ -46,7 +46,7 @@ impl RoundTrip {
     }
 
     /// Whether a call of this number is to be measured: one in [`SAMPLED`], as round trips change
-    /// more slowly than calls come; all until the first measurement.
+    /// more slowly than calls come; all until the first measurement, and after a call was repeated.
     #[inline(always)]
     pub(super) fn wants(&self, request: u64) -> bool {
         request & self.unsampled == 0
@@ -90,15 +90,14 @@ impl RoundTrip {
         self.interval_ns.saturating_mul(factor).min(self.max_ns)
     }
 
-    /// With how many retreats a call begins: one that is to be measured must be answered before it
-    /// is repeated, also where the interval has become too short.
+    /// With how many retreats a call begins. One in [`SAMPLED`] must be answered before it is
+    /// repeated, also where the interval has become too short.
     #[inline(always)]
     pub(super) fn retreats(&self, request: u64) -> u8 {
-        if self.wants(request) {
-            self.retreats
-        } else {
-            0
+        if self.retreats == 0 || (request & (SAMPLED - 1) != 0 && self.smoothed8_ns != 0) {
+            return 0;
         }
+        self.retreats
     }
 
     /// An answer came after so many retreats, and does not say to which transmission.
@@ -106,6 +105,7 @@ impl RoundTrip {
     pub(super) fn ambiguous(&mut self, retreats: u8) {
         // A call that began so and was repeated nevertheless makes the next one begin with more.
         self.retreats = self.retreats.max(retreats);
+        self.unsampled = 0;
     }
 }
 
