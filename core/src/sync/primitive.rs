@@ -4,11 +4,11 @@
 #[cfg(rdma_loom)]
 pub(super) use loom::{
     cell::UnsafeCell,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 #[cfg(not(rdma_loom))]
-pub(super) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(super) use core::sync::atomic::{fence, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// `core`'s cell with the access methods of loom's.
 #[cfg(not(rdma_loom))]

@@ -1,0 +1,442 @@
+//! The calling endpoint over a fabric.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use mitosis_core::rpc::client::{
+    CallError, CallSlot, Client as Core, ClientConfig, Event, Granted, SlotSet,
+};
+use mitosis_core::session::{PeerId, RequestId};
+use mitosis_core::wire::{ErrorCode, Refusal, HEADER_LEN, MAX_CONTROL_LEN};
+use self_cell::{self_cell, MutBorrow};
+
+use super::ClientOptions;
+use crate::clock::Clock;
+use crate::fabric::{Fabric, FabricError, Waker};
+use crate::patience::Patience;
+
+/// The peer that every client's fabric is connected to.
+const SERVER: PeerId = 0;
+
+/// How many datagrams are taken in before it is the caller's turn.
+const BATCH: usize = 32;
+
+/// The longest sleep, so that the clock is looked at.
+const NAP: Duration = Duration::from_millis(500);
+
+self_cell!(
+    /// The core's client and the slots that it borrows.
+    struct CoreCell {
+        owner: MutBorrow<Vec<CallSlot>>,
+        #[not_covariant]
+        dependent: Core,
+    }
+);
+
+/// Names a call from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CallId {
+    request: RequestId,
+    slot: u16,
+}
+
+impl CallId {
+    /// Which of the window's slots the call has, from 0 on: no other outstanding call has it, so what belongs to a call may be
+    /// kept in a table by it.
+    pub fn slot(self) -> usize {
+        self.slot.into()
+    }
+}
+
+/// How a call ended, without a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The server says so.
+    Failed(ErrorCode),
+    /// It was not answered in time.
+    TimedOut,
+    /// The session, or the server, is gone.
+    Lost,
+}
+
+/// The end of a call.
+pub type Ended<'r> = Result<&'r [u8], Failure>;
+
+/// Where the client's session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// It was asked for.
+    Opening,
+    /// It is open.
+    Open,
+    /// The server refused it.
+    Refused(Refusal),
+    /// The server did not answer.
+    Unanswered,
+    /// It is over.
+    Gone,
+}
+
+/// Why a call was not begun.
+#[derive(Debug)]
+pub enum NotBegun {
+    /// The session is over.
+    Gone,
+    /// All slots are taken.
+    WindowFull(u16),
+    /// The request is too long.
+    TooLong { len: usize, limit: usize },
+    /// The fabric has come to its end.
+    Fabric(FabricError),
+}
+
+#[derive(Default)]
+struct Buffers {
+    request: Vec<u8>,
+    /// Where a reply of several datagrams is put together.
+    reply: Vec<u8>,
+    call: Option<RequestId>,
+}
+
+/// A client on a fabric.
+pub struct Calling<F> {
+    fabric: F,
+    core: CoreCell,
+    link: Link,
+    /// Of the outstanding calls.
+    buffers: Vec<Buffers>,
+    outstanding: u32,
+    /// Calls whose ends nobody was there to hear.
+    lost: VecDeque<CallId>,
+    clock: Clock,
+    patience: Patience,
+    header: [u8; MAX_CONTROL_LEN],
+    granted: Granted,
+}
+
+impl<F: Fabric> Calling<F> {
+    /// A client that asks for a session.
+    pub fn new(fabric: F, options: &ClientOptions) -> Result<Self, FabricError> {
+        let window = options.window.clamp(1, mitosis_core::session::MAX_SLOTS);
+        let longest = usize::try_from(options.max_message_len).unwrap_or(usize::MAX);
+        let longest = longest.saturating_add(HEADER_LEN).max(MAX_CONTROL_LEN);
+        let credits = fabric.peer_buffers(longest.min(fabric.datagram_len().into()));
+        let config = ClientConfig {
+            client_key: rand::random(),
+            nonce: rand::random(),
+            cluster_key: options.cluster_key,
+            datagram_len: fabric.datagram_len(),
+            slots: window,
+            credits: credits.min(1024),
+            max_message_len: options.max_message_len,
+            rto_initial_ns: nanoseconds(options.rto_initial),
+            rto_min_ns: nanoseconds(options.rto_min),
+            rto_max_ns: nanoseconds(options.rto_max),
+            connect_timeout_ns: nanoseconds(options.connect_timeout),
+            call_timeout_ns: nanoseconds(options.call_timeout),
+        };
+        let slots = vec![CallSlot::new(); window.into()];
+        let mut clock = Clock::new();
+        let now_ns = clock.read();
+        let core = CoreCell::new(MutBorrow::new(slots), |slots| {
+            let mut core = Core::new(config, slots.borrow_mut());
+            core.connect(now_ns);
+            core
+        });
+        let granted = core.with_dependent(|_, core| core.granted());
+        let mut calling = Self {
+            fabric,
+            core,
+            link: Link::Opening,
+            buffers: (0..window).map(|_| Buffers::default()).collect(),
+            outstanding: 0,
+            lost: VecDeque::new(),
+            clock,
+            patience: Patience::new(options.spin),
+            header: [0; MAX_CONTROL_LEN],
+            granted,
+        };
+        calling.transmit()?;
+        calling.fabric.flush()?;
+        Ok(calling)
+    }
+
+    pub fn link(&self) -> Link {
+        self.link
+    }
+
+    pub fn granted(&self) -> Granted {
+        self.granted
+    }
+
+    pub fn outstanding(&self) -> usize {
+        self.outstanding as usize
+    }
+
+    pub fn waker(&self) -> Waker {
+        self.fabric.waker()
+    }
+
+    /// Begins a call, which leaves with the next [`Calling::flush`] or [`Calling::work`] at the latest.
+    #[inline(always)]
+    pub fn start(&mut self, rpc_id: u32, request: &[u8]) -> Result<CallId, NotBegun> {
+        if self.link == Link::Gone {
+            return Err(NotBegun::Gone);
+        }
+        if self.outstanding == 0 {
+            // Nothing is timed, and it may have been long since the clock was read.
+            self.clock.skip();
+        }
+        let now_ns = self.clock.now_ns();
+        let (buffers, len) = (&mut self.buffers, request.len());
+        let request_len = u32::try_from(len).unwrap_or(u32::MAX);
+        let begun = self.core.with_dependent_mut(|_, core| {
+            let slot = core.free_slot().ok_or(CallError::SlotInUse)?;
+            let id = core.call(now_ns, slot, rpc_id, request_len)?;
+            if let Some(buffers) = buffers.get_mut(usize::from(slot)) {
+                buffers.request.clear();
+                buffers.request.extend_from_slice(request);
+                buffers.call = Some(id);
+            }
+            Ok(CallId { request: id, slot })
+        });
+        let call = begun.map_err(|error| self.not_begun(&error, len))?;
+        self.outstanding += 1;
+        self.transmit().map_err(NotBegun::Fabric)?;
+        Ok(call)
+    }
+
+    #[cold]
+    fn not_begun(&self, error: &CallError, len: usize) -> NotBegun {
+        match *error {
+            CallError::TooLarge { limit, .. } => NotBegun::TooLong {
+                len,
+                limit: limit as usize,
+            },
+            CallError::NotConnected => NotBegun::Gone,
+            CallError::SlotInUse | CallError::NoSuchSlot { .. } => {
+                NotBegun::WindowFull(self.granted.slots)
+            }
+        }
+    }
+
+    /// Sends what there is to send; it leaves at the next flush.
+    #[inline(always)]
+    fn transmit(&mut self) -> Result<(), FabricError> {
+        let now_ns = self.clock.now_ns();
+        let (fabric, buffers, header) = (&mut self.fabric, &self.buffers, &mut self.header);
+        self.core.with_dependent_mut(|_, core| {
+            while let Some(transmit) = core.poll_transmit(now_ns, header) {
+                let payload = transmit.payload.and_then(|payload| {
+                    let range = payload.range.start as usize..payload.range.end as usize;
+                    buffers.get(usize::from(payload.slot))?.request.get(range)
+                });
+                let header = header.get(..transmit.header_len).unwrap_or_default();
+                fabric.send(SERVER, header, payload.unwrap_or_default())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Lets what was begun leave.
+    #[inline(always)]
+    pub fn flush(&mut self) -> Result<(), FabricError> {
+        self.fabric.flush()
+    }
+
+    /// Takes in what has come, a batch at most, and tells `ended` of each call that is over; whether there was anything.
+    #[inline(always)]
+    pub fn work(&mut self, mut ended: impl FnMut(CallId, Ended<'_>)) -> Result<bool, FabricError> {
+        self.fabric.flush()?;
+        let mut handled = 0;
+        while handled < BATCH && self.receive(&mut ended)? {
+            handled += 1;
+        }
+        let read = if handled > 0 {
+            self.patience.renew();
+            self.clock.busy()
+        } else {
+            self.look_for_the_server();
+            self.clock.idle()
+        };
+        if handled > 0 {
+            self.transmit()?;
+        }
+        if read {
+            self.time_out(&mut ended)?;
+        }
+        while let Some(call) = self.lost.pop_front() {
+            handled += 1;
+            ended(call, Err(Failure::Lost));
+        }
+        Ok(handled > 0)
+    }
+
+    /// Takes in a datagram, if there is one.
+    #[inline(always)]
+    fn receive(&mut self, ended: &mut impl FnMut(CallId, Ended<'_>)) -> Result<bool, FabricError> {
+        let Some(arrival) = self.fabric.receive()? else {
+            return Ok(false);
+        };
+        let now_ns = self.clock.now_ns();
+        let datagram = arrival.datagram;
+        let taken = self
+            .core
+            .with_dependent_mut(|_, core| core.handle_datagram(now_ns, datagram));
+        // What the core rejects is nobody's answer: it is dropped.
+        let Ok(Some(event)) = taken else {
+            return Ok(true);
+        };
+        if let Event::Reply {
+            request,
+            slot,
+            message_len,
+            offset,
+            payload,
+            complete,
+        } = event
+        {
+            let part = datagram.get(payload).unwrap_or_default();
+            let Some(buffers) = self.buffers.get_mut(usize::from(slot)) else {
+                return Ok(true);
+            };
+            let call = CallId { request, slot };
+            if complete && offset == 0 {
+                buffers.call = None;
+                self.outstanding -= 1;
+                ended(call, Ok(part));
+            } else if put_together(buffers, message_len, offset, part) && complete {
+                buffers.call = None;
+                self.outstanding -= 1;
+                ended(call, Ok(&buffers.reply));
+            }
+            return Ok(true);
+        }
+        self.happened(event, ended);
+        Ok(true)
+    }
+
+    /// Everything but replies.
+    #[cold]
+    fn happened(&mut self, event: Event, ended: &mut impl FnMut(CallId, Ended<'_>)) {
+        match event {
+            Event::Connected => {
+                self.link = Link::Open;
+                self.granted = self.core.with_dependent(|_, core| core.granted());
+            }
+            Event::Refused(refusal) => self.link = Link::Refused(refusal),
+            Event::ConnectTimedOut => self.link = Link::Unanswered,
+            Event::Failed {
+                request,
+                slot,
+                error,
+            } => self.end(request, slot, Failure::Failed(error), ended),
+            Event::TimedOut { request, slot } => self.end(request, slot, Failure::TimedOut, ended),
+            Event::Closed { lost, .. } => self.lose(lost),
+            Event::Reply { .. } => {}
+        }
+    }
+
+    fn end(
+        &mut self,
+        request: RequestId,
+        slot: u16,
+        failure: Failure,
+        ended: &mut impl FnMut(CallId, Ended<'_>),
+    ) {
+        if let Some(buffers) = self.buffers.get_mut(usize::from(slot)) {
+            buffers.call = None;
+            self.outstanding -= 1;
+            ended(CallId { request, slot }, Err(failure));
+        }
+    }
+
+    /// The session is over, and with it these calls.
+    fn lose(&mut self, slots: SlotSet) {
+        self.link = Link::Gone;
+        for slot in slots.iter() {
+            let buffers = self.buffers.get_mut(usize::from(slot));
+            if let Some(request) = buffers.and_then(|buffers| buffers.call.take()) {
+                self.outstanding -= 1;
+                self.lost.push_back(CallId { request, slot });
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn look_for_the_server(&mut self) {
+        if self.fabric.poll_gone().is_some() {
+            let outstanding = self.core.with_dependent_mut(|_, core| {
+                let outstanding = core.outstanding();
+                core.disconnect();
+                outstanding
+            });
+            self.lose(outstanding);
+        }
+    }
+
+    fn time_out(&mut self, ended: &mut impl FnMut(CallId, Ended<'_>)) -> Result<(), FabricError> {
+        let now_ns = self.clock.now_ns();
+        loop {
+            let event = self.core.with_dependent_mut(|_, core| {
+                let due = core
+                    .next_timeout_ns()
+                    .is_some_and(|due_ns| now_ns >= due_ns);
+                due.then(|| core.handle_timeout(now_ns)).flatten()
+            });
+            match event {
+                Some(event) => self.happened(event, ended),
+                None => break,
+            }
+        }
+        self.transmit()?;
+        self.fabric.flush()
+    }
+
+    /// Waits for something to come, after nothing had: spins at first, then sleeps, for `timeout` at most.
+    #[inline(always)]
+    pub fn wait(&mut self, timeout: Option<Duration>) -> Result<(), FabricError> {
+        if self.patience.lasts(self.clock.now_ns()) {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        self.sleep(timeout)
+    }
+
+    #[cold]
+    fn sleep(&mut self, timeout: Option<Duration>) -> Result<(), FabricError> {
+        let now_ns = self.clock.read();
+        let due_ns = self.core.with_dependent(|_, core| core.next_timeout_ns());
+        let due = due_ns.map_or(NAP, |due_ns| {
+            Duration::from_nanos(due_ns.saturating_sub(now_ns))
+        });
+        let nap = timeout.unwrap_or(NAP).min(due).min(NAP);
+        self.fabric.wait(Some(nap))?;
+        self.patience.slept();
+        self.clock.expire();
+        Ok(())
+    }
+
+    /// Says goodbye. Calls that are outstanding end unheard.
+    pub fn close(&mut self) -> Result<(), FabricError> {
+        self.core.with_dependent_mut(|_, core| core.disconnect());
+        self.link = Link::Gone;
+        self.transmit()?;
+        self.fabric.flush()
+    }
+}
+
+/// Puts a part of a reply to the others. Parts come in order and each once.
+fn put_together(buffers: &mut Buffers, message_len: u32, offset: u32, part: &[u8]) -> bool {
+    if offset == 0 {
+        buffers.reply.clear();
+        buffers.reply.reserve_exact(message_len as usize);
+    }
+    let in_order = buffers.reply.len() == offset as usize;
+    buffers.reply.extend_from_slice(part);
+    in_order
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
