@@ -192,7 +192,7 @@ impl fmt::Display for Error {
             ),
             Self::NotEntitled { seed } => write!(
                 f,
-                "seed {}.{} is another's: give the capability that prepare printed, or be root",
+                "seed {}.{} is another's, or has another capability: give the one that prepare gave, or be root and give none",
                 seed.id, seed.generation
             ),
             Self::Exhausted => f.write_str("this machine or the seed's has no room for it now: try again later"),

@@ -5,6 +5,7 @@ mod describe;
 mod print;
 mod resume;
 
+use std::io;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -18,11 +19,19 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("mitosis: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
@@ -52,7 +61,7 @@ fn run(arguments: &Arguments) -> Result<()> {
                 *shell,
                 &mut Arguments::command(),
                 "mitosis",
-                &mut std::io::stdout(),
+                &mut io::stdout(),
             );
         }
     }
