@@ -53,18 +53,21 @@ modules() {
 }
 
 run() {
-    $cargo run --quiet --locked --package mitosis-stress -- run templates-run/peak-rpc-kernel-module.toml \
-        "KERNEL=$1" client_running_secs=5 server_running_secs=60 thread_count=4
+    kernel=$1
+    shift
+    $cargo run --quiet --locked --package mitosis-stress -- run templates-run/peak-rpc-kernel-module.toml "$@" \
+        "KERNEL=$kernel" client_running_secs=5 server_running_secs=60 thread_count=4
 }
 
 faults() {
-    $cargo run --quiet --locked --package mitosis-stress -- faults --short KERNEL=6.12
+    $cargo run --quiet --locked --package mitosis-stress -- faults "$@" KERNEL=6.12
 }
 
+# Payloads of several datagrams, over paths of either length, so that all their parts are verified.
 # Whatever modules were made last, a run brings those up to date: the plain ones are made again at the end.
 checksums() {
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-checksum.toml &&
-        run 6.12
+        run 6.12 VM_MTU=1024 && run 6.12 VM_MTU=2048 payload_size=65536 && faults --only damaged
     code=$?
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-bench.toml &&
         return $code
@@ -83,7 +86,7 @@ for kernel in 6.12 6.1; do
     step "a short run on $kernel" run $kernel
 done
 step "a short run on 6.12, with checksums" checksums
-step "faults on 6.12, in short" faults
+step "faults on 6.12, in short" faults --short
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -125,6 +125,20 @@ pub fn update(default: &Path, kernels: &[Kernel], settings: &Settings, out: &Pat
     Ok(())
 }
 
+/// Brings the programs up to date: with the template that makes them.
+pub fn update_programs(path: &Path, settings: &Settings, out: &Path) -> Result<()> {
+    let template = Template::<BuildPass>::load(path)?;
+    println!("# bringing the programs up to date");
+    let site = Site {
+        settings,
+        out,
+        quiet: true,
+    };
+    make(&template, &[], &site, |name| {
+        template.parameters.get(name).map(u64::to_string)
+    })
+}
+
 /// Where a build takes place.
 struct Site<'a> {
     settings: &'a Settings,

@@ -5,13 +5,16 @@
 //!
 //! [build]
 //! template = "templates-build/…"    # what makes the modules, unless another build was made last
+//! programs = "templates-build/…"    # what makes the programs
 //!
 //! [[pass]]                          # in order; a run's pass happens on all hosts of its role at once
 //! name = "server"
 //! role = "parent"                   # or "child"
-//! module = "mitosis_rpc_server"     # insmod it, or: command = "…", a shell command there
+//! module = "mitosis_rpc_server"     # insmod it, or: program = "rpc-server", which runs as long as the pass lasts and whose
+//!                                   # lines count as the host's log; or: command = "…", a shell command there
 //! arguments = "running_secs={server_running_secs}"
-//! optional = ["payload_size"]       # follows as payload_size=… where the command line gives it
+//! optional = ["payload_size"]       # follows as payload_size=… (a program's: --payload-size …) where the command line
+//!                                   # gives it
 //! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
 //! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
 //! ```
@@ -45,6 +48,8 @@ pub struct Template<P> {
     pub optional: BTreeSet<String>,
     /// The build template that makes its modules.
     pub build: Option<PathBuf>,
+    /// The build template that makes its programs.
+    pub programs: Option<PathBuf>,
     /// In order.
     pub passes: Vec<P>,
 }
@@ -59,12 +64,15 @@ pub struct RunPass {
     pub role: Role,
     /// A kernel module to load…
     pub module: Option<String>,
+    /// …or a program of this project's to run…
+    pub program: Option<String>,
     /// …or a shell command to run, as root.
     pub command: Option<String>,
     /// What follows the module or the command, with placeholders.
     #[serde(default)]
     pub arguments: String,
-    /// Parameters that have no value unless the command line gives one; they follow the arguments as `name=value`.
+    /// Parameters that have no value unless the command line gives one; they follow the arguments as `name=value`, or as
+    /// `--name value` where it is a program.
     #[serde(default)]
     pub optional: Vec<String>,
     /// A log line with this text says that the next pass can start.
@@ -125,12 +133,19 @@ impl Pass for RunPass {
     }
 
     fn check(&self) -> Result<(), String> {
-        match (&self.module, &self.command) {
-            (Some(module), None) => check_module_name(module)?,
-            (None, Some(command)) if !command.trim().is_empty() => {}
-            (None, Some(_)) => return Err("`command` is empty".into()),
-            (Some(_), Some(_)) => return Err("it has both `module` and `command`; keep one".into()),
-            (None, None) => return Err("it has neither `module` nor `command`".into()),
+        match (&self.module, &self.program, &self.command) {
+            (Some(module), None, None) => check_name("module", module)?,
+            (None, Some(program), None) => check_name("program", program)?,
+            (None, None, Some(command)) if !command.trim().is_empty() => {}
+            (None, None, Some(_)) => return Err("`command` is empty".into()),
+            (None, None, None) => {
+                return Err("it has neither `module` nor `program` nor `command`".into())
+            }
+            _ => {
+                return Err(
+                    "it has more than one of `module`, `program` and `command`; keep one".into(),
+                )
+            }
         }
         for (key, text) in [("ready", &self.ready), ("done", &self.done)] {
             if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
@@ -161,13 +176,15 @@ impl Pass for BuildPass {
     }
 }
 
-/// A module's name becomes a file name and a word of a shell command.
-fn check_module_name(name: &str) -> Result<(), String> {
-    if !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+/// The name of a module or a program becomes a file name and a word of a shell command.
+fn check_name(key: &str, name: &str) -> Result<(), String> {
+    let is_of_name =
+        |b: u8| b.is_ascii_alphanumeric() || b == b'_' || (b == b'-' && key == "program");
+    if !name.is_empty() && !name.starts_with('-') && name.bytes().all(is_of_name) {
         return Ok(());
     }
     Err(format!(
-        "`module` is {name:?}; a module's name is made of letters, digits and _"
+        "`{key}` is {name:?}; a {key}'s name is made of letters, digits and _"
     ))
 }
 
@@ -223,12 +240,12 @@ impl<P: Pass> Template<P> {
         }
 
         let build = match table.remove("build") {
-            None => None,
+            None => Build::default(),
             Some(value) => {
                 let build: Build = value.try_into().map_err(|error: toml::de::Error| {
                     refuse(format!("[build]: {}", error.message()))
                 })?;
-                Some(build.template)
+                build
             }
         };
 
@@ -261,16 +278,18 @@ impl<P: Pass> Template<P> {
             path: path.to_path_buf(),
             optional: optional.collect(),
             parameters,
-            build,
+            build: build.template,
+            programs: build.programs,
             passes,
         })
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Build {
-    template: PathBuf,
+    template: Option<PathBuf>,
+    programs: Option<PathBuf>,
 }
 
 /// Replaces each `{name}` in `text` by its value. Braces around anything but a lower-case name stay as they are.
@@ -366,11 +385,13 @@ mod tests {
                 pass("modul = \"m\""),
                 "pass 1 (\"p\"): unknown field `modul`",
             ),
-            (pass(""), "neither `module` nor `command`"),
+            (pass(""), "neither `module` nor `program` nor `command`"),
             (
                 pass("module = \"m\"\ncommand = \"c\""),
-                "both `module` and `command`",
+                "more than one of `module`, `program` and `command`",
             ),
+            (pass("program = \"../p\""), "a program's name is made of"),
+            (pass("program = \"-p\""), "a program's name is made of"),
             (pass("module = \"../m\""), "a module's name is made of"),
             (pass("module = \"m\"\ndone = \" \""), "`done` is empty"),
             (

@@ -34,6 +34,7 @@
 //! |---|---|---|
 //! | [`fabric`] | what the layers above ask of a carrier of datagrams, and its errors | a carrier |
 //! | [`shm`] | the fabric in shared memory, with this crate's `unsafe` for it in one file | what a datagram means |
+//! | `verbs` (a feature) | the fabric over RDMA devices, with this crate's `unsafe` for it; memory that others read | what a datagram means |
 //! | `clock`, `patience` | time, read seldom; how long to spin before sleeping | |
 //! | [`server`], [`client`] | the core's endpoints driven over a fabric, their buffers, handlers and threads | system calls |
 //! | [`address`], [`Error`] | how a server is named, and what can go wrong | |
@@ -48,6 +49,8 @@ pub mod fabric;
 mod patience;
 pub mod server;
 pub mod shm;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 pub use address::Address;
 pub use client::{CallId, Client, ClientOptions, SharedClient};

@@ -30,6 +30,21 @@ impl Record {
             text: unescape(text),
         })
     }
+
+    /// A line of a program's, which has neither number nor time.
+    pub fn said(line: &str) -> Self {
+        let text: String = line
+            .trim_end()
+            .chars()
+            .map(|c| if c.is_control() && c != '\t' { ' ' } else { c })
+            .collect();
+        Self {
+            level: 6,
+            sequence: 0,
+            time_us: 0,
+            text,
+        }
+    }
 }
 
 /// The kernel writes what is not printable as `\xNN`. Printable characters come back; control characters stay escaped,

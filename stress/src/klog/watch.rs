@@ -26,6 +26,9 @@ use crate::progress::Progress;
 const FOLLOW: &str =
     "exec 3<&0; { cat <&3; kill $$; } >/dev/null 2>&1 & exec 3<&-; exec cat /dev/kmsg";
 
+/// Before a program: as with [`FOLLOW`], but what its shell becomes may end in its own time when it is told to.
+const LIFELINE: &str = "exec 3<&0; { cat <&3; kill $$; } >/dev/null 2>&1 & exec 3<&-; exec ";
+
 /// How often a wait looks at the interrupt.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -77,9 +80,13 @@ enum Event {
     },
 }
 
+#[derive(Clone, Copy)]
 enum Purpose {
     Log,
+    /// A command, whose output is shown.
     Task,
+    /// A program, whose output is part of the host's log.
+    Program,
 }
 
 struct Stream {
@@ -193,6 +200,19 @@ impl<'a> Watch<'a> {
     /// Starts `script` on a host; its output is shown as that host's.
     pub fn spawn(&mut self, host: usize, script: &str) -> Result<Task> {
         self.stream(host, Purpose::Task, script).map(Task)
+    }
+
+    /// Starts the program of the command `script` on a host. What it prints is part of the host's log.
+    pub fn spawn_program(&mut self, host: usize, script: &str) -> Result<Task> {
+        let script = format!("{LIFELINE}{script}");
+        self.stream(host, Purpose::Program, &script).map(Task)
+    }
+
+    /// Tells a program to end.
+    pub fn end_program(&mut self, task: Task) {
+        if let Some(stream) = self.streams.get_mut(task.0) {
+            stream.lifeline = None;
+        }
     }
 
     /// How `task` ended, once it has.
@@ -346,10 +366,9 @@ impl<'a> Watch<'a> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Line { stream, at, text } => {
-                let Stream {
-                    host, ref purpose, ..
-                } = self.streams[stream];
+                let Stream { host, purpose, .. } = self.streams[stream];
                 match purpose {
+                    Purpose::Program => self.program_line(host, at, &text),
                     Purpose::Log if self.logs[host].stream != Some(stream) => {}
                     Purpose::Log => self.log_line(host, at, &text),
                     Purpose::Task => {
@@ -400,6 +419,29 @@ impl<'a> Watch<'a> {
         }
     }
 
+    fn program_line(&mut self, host: usize, at: Instant, text: &str) {
+        let record = Record::said(text);
+        let log = &mut self.logs[host];
+        if !lines::is_buckets(&record.text) {
+            self.progress
+                .line(&format!("@{:<9} {}", log.name, record.text));
+        }
+        log.take(at, &record.text);
+        self.judge(host, record);
+    }
+
+    fn judge(&mut self, host: usize, record: Record) {
+        match audit::classify(&record) {
+            Some(kind) => {
+                let name = self.logs[host].name.clone();
+                self.find(&name, kind, record.text);
+            }
+            None => self
+                .progress
+                .throughput(self.logs.iter().map(|log| log.latest_per_s()).sum()),
+        }
+    }
+
     fn log_line(&mut self, host: usize, at: Instant, line: &str) {
         let Some(record) = Record::parse(line) else {
             return;
@@ -435,12 +477,7 @@ impl<'a> Watch<'a> {
                 format!("{missing} records before: {}", record.text),
             );
         }
-        match audit::classify(&record) {
-            Some(kind) => self.find(&name, kind, record.text),
-            None => self
-                .progress
-                .throughput(self.logs.iter().map(|log| log.latest_per_s()).sum()),
-        }
+        self.judge(host, record);
     }
 }
 

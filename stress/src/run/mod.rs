@@ -17,7 +17,7 @@ use crate::cluster::Host;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::klog::audit::{Finding, Kind};
 use crate::klog::watch::{LookForFallen, Watch};
-use crate::modules::Module;
+use crate::modules::{self, Module};
 use crate::progress::Progress;
 use crate::report::{HostInfo, Report};
 use crate::settings::Gid;
@@ -179,6 +179,21 @@ fn prepare(
             limit,
         )
     })?;
+    for pass in plan.passes {
+        let Some(program) = &pass.program else {
+            continue;
+        };
+        let contents = modules::program(plan.out, program)?;
+        let hosts: Vec<&Host> = plan
+            .hosts
+            .iter()
+            .filter(|host| host.role == pass.role)
+            .collect();
+        on_all(&hosts, |host| {
+            host.copy(contents.clone(), program, limit)?;
+            host.run(&format!("chmod 755 {}", host.path(program)), limit)
+        })?;
+    }
     Ok(Prepared {
         gid,
         session_id_bases: session_id_bases(plan.hosts.len()),

@@ -3,7 +3,7 @@
 use super::{Plan, Prepared};
 use crate::cluster::shell::quote;
 use crate::interrupt::{Interrupt, Interrupted};
-use crate::klog::audit::Kind;
+use crate::klog::audit::{Finding, Kind};
 use crate::klog::watch::{Patience, Task, Waited, Watch};
 use crate::progress::Progress;
 use crate::template::{fill, RunPass};
@@ -75,9 +75,11 @@ fn start_all<'a>(
             .filter(|(_, host)| host.role == pass.role)
         {
             let spawned = script(plan, prepared, pass, index).and_then(|script| {
-                watch
-                    .spawn(index, &script)
-                    .map_err(|error| format!("{error:#}"))
+                match pass.program {
+                    Some(_) => watch.spawn_program(index, &script),
+                    None => watch.spawn(index, &script),
+                }
+                .map_err(|error| format!("{error:#}"))
             });
             match (spawned, started.last_mut()) {
                 (Ok(task), Some(last)) => last.tasks.push((index, task)),
@@ -92,13 +94,13 @@ fn start_all<'a>(
             .last()
             .map(|last| last.tasks.clone())
             .unwrap_or_default();
-        // A command that gets ready goes on while the next passes run; anything else ends first.
-        if pass.module.is_some() || pass.ready.is_none() {
+        // A program, or a command that gets ready, goes on while the next passes run; anything else ends first.
+        if pass.module.is_some() || (pass.ready.is_none() && pass.program.is_none()) {
             await_tasks(plan, pass, watch, &tasks)?;
         }
         if let Some(text) = &pass.ready {
             progress.step(&format!("waiting until {} is ready", pass.name));
-            await_text(watch, &tasks, text, plan.deadlines.ready)?;
+            await_text(watch, pass, &tasks, text, plan.deadlines.ready)?;
         }
     }
     Ok(())
@@ -120,7 +122,10 @@ fn script(
     let arguments = fill(&pass.arguments, value).map_err(no_value)?;
     let optional = pass.optional.iter().filter_map(|name| {
         let value = plan.parameters.get(name)?;
-        Some(format!("{name}={value}"))
+        Some(match pass.program {
+            Some(_) => format!("--{} {value}", name.replace('_', "-")),
+            None => format!("{name}={value}"),
+        })
     });
     // The key is a setting of the cluster, and no template has to know of it.
     let key = (pass.module.is_some() && !plan.cluster_key.is_empty())
@@ -132,8 +137,8 @@ fn script(
         .chain(key)
         .collect();
     let arguments = arguments.join(" ");
-    match (&pass.module, &pass.command) {
-        (Some(module), _) => {
+    match (&pass.module, &pass.program, &pass.command) {
+        (Some(module), ..) => {
             let path = plan.hosts[host].path(&format!("{module}.ko"));
             // insmod loads nothing else; what cannot be loaded shows as unknown symbols.
             let needed = prepared
@@ -149,15 +154,25 @@ fn script(
             });
             Ok(format!("{modprobe}insmod {path} {arguments}"))
         }
-        (None, Some(command)) => {
+        (None, Some(program), _) => {
+            // The key is nobody's to see in a list of processes.
+            let key = (!plan.cluster_key.is_empty())
+                .then(|| format!("env CLUSTER_KEY={} ", quote(plan.cluster_key)));
+            Ok(format!(
+                "{}{} {arguments}",
+                key.unwrap_or_default(),
+                plan.hosts[host].path(program)
+            ))
+        }
+        (None, None, Some(command)) => {
             let command = fill(command, value).map_err(no_value)?;
             Ok(format!(
                 "cd {} && {command} {arguments}",
                 quote(&plan.hosts[host].directory.to_string_lossy())
             ))
         }
-        (None, None) => Err(format!(
-            "pass {:?} has neither module nor command",
+        (None, None, None) => Err(format!(
+            "pass {:?} has neither module nor program nor command",
             pass.name
         )),
     }
@@ -198,13 +213,38 @@ fn await_tasks(
 
 fn await_text(
     watch: &mut Watch<'_>,
+    pass: &RunPass,
     tasks: &[(usize, Task)],
     text: &str,
     timeout: std::time::Duration,
 ) -> Result<(), Stop> {
-    let all = |watch: &Watch<'_>| tasks.iter().all(|&(host, _)| watch.logs[host].said(text));
+    let said = |watch: &Watch<'_>, host: usize| watch.logs[host].said(text);
+    let program = pass.program.as_deref();
+    // A program that has ended says nothing more.
+    let all = |watch: &Watch<'_>| {
+        tasks.iter().all(|&(host, task)| {
+            said(watch, host) || (program.is_some() && watch.ended(task).is_some())
+        })
+    };
     match watch.wait(timeout, Patience::Eager, all)? {
-        Waited::Done => Ok(()),
+        Waited::Done => {
+            let mut result = Ok(());
+            for &(host, task) in tasks {
+                if said(watch, host) {
+                    continue;
+                }
+                let complaint = watch.ended(task).map(|ended| ended.complaint.clone());
+                let reason = format!(
+                    "{} ended without having said {text:?}: {}",
+                    program.unwrap_or_default(),
+                    complaint.unwrap_or_default()
+                );
+                let name = watch.logs[host].name.clone();
+                watch.find(&name, Kind::Load, reason);
+                result = Err(Stop::Found);
+            }
+            result
+        }
         Waited::Broken => Err(Stop::Found),
         Waited::Late => {
             for &(host, _) in tasks {
@@ -239,6 +279,7 @@ fn await_done(
         progress.step(&format!("waiting until {} are done", pass.name));
         await_text(
             watch,
+            pass,
             tasks,
             text,
             std::time::Duration::from_secs(secs) + plan.deadlines.slack,
@@ -247,9 +288,48 @@ fn await_done(
     Ok(())
 }
 
-/// Unloads the modules of the passes, the last pass first, whatever state they are in.
+/// Tells a pass's programs to end, and waits until they have.
+fn end_programs(
+    plan: &Plan<'_>,
+    watch: &mut Watch<'_>,
+    progress: &Progress,
+    program: &str,
+    tasks: &[(usize, Task)],
+) {
+    progress.step(&format!("ending {program}"));
+    for &(_, task) in tasks {
+        watch.end_program(task);
+    }
+    let over = |watch: &Watch<'_>, &(host, task): &(usize, Task)| {
+        watch.ended(task).is_some() || watch.logs[host].is_lost()
+    };
+    let all = |watch: &Watch<'_>| tasks.iter().all(|one| over(watch, one));
+    let _ = watch.wait(plan.deadlines.unload, Patience::Stubborn, all);
+    for &(host, task) in tasks {
+        let reason = match watch.ended(task) {
+            Some(ended) if ended.success => continue,
+            _ if watch.logs[host].is_lost() => continue,
+            Some(ended) => format!("{program} failed: {}", ended.complaint),
+            None => format!(
+                "{program} did not end within {} s",
+                plan.deadlines.unload.as_secs()
+            ),
+        };
+        // Why it ended too early has been found already.
+        let name = watch.logs[host].name.clone();
+        let known = |finding: &Finding| finding.host == name && finding.kind == Kind::Load;
+        if !watch.findings.iter().any(known) {
+            watch.find(&name, Kind::Unload, reason);
+        }
+    }
+}
+
+/// Unloads the modules and ends the programs of the passes, the last pass first, whatever state they are in.
 fn unload(plan: &Plan<'_>, watch: &mut Watch<'_>, progress: &Progress, started: &[Started<'_>]) {
     for Started { pass, tasks } in started.iter().rev() {
+        if let Some(program) = &pass.program {
+            end_programs(plan, watch, progress, program, tasks);
+        }
         let Some(module) = &pass.module else { continue };
         progress.step(&format!("unloading {module}"));
         // An insmod that an interrupt or a finding left under way may not have begun: what is not there yet is not

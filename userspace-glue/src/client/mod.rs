@@ -11,8 +11,11 @@ use mitosis_core::session::ClusterKey;
 use self::calling::{Calling, Failure, Link, NotBegun};
 use crate::address::Address;
 use crate::error::Error;
+#[cfg(not(feature = "verbs"))]
 use crate::server::no_verbs;
 use crate::shm::{self, ShmClient};
+#[cfg(feature = "verbs")]
+use crate::verbs::{self, Verbs};
 
 pub use self::calling::CallId;
 pub use self::shared::{Pending, SharedClient};
@@ -40,6 +43,9 @@ pub struct ClientOptions {
     pub spin: Duration,
     /// In which directory servers in shared memory are looked for.
     pub shm_dir: std::path::PathBuf,
+    /// Over RDMA.
+    #[cfg(feature = "verbs")]
+    pub verbs: verbs::Options,
 }
 
 impl Default for ClientOptions {
@@ -55,6 +61,8 @@ impl Default for ClientOptions {
             rto_max: Duration::from_secs(1),
             spin: Duration::from_micros(50),
             shm_dir: shm::runtime_dir(),
+            #[cfg(feature = "verbs")]
+            verbs: verbs::Options::default(),
         }
     }
 }
@@ -99,6 +107,8 @@ pub struct Client {
 
 enum Inner {
     Shm(Box<Calling<ShmClient>>),
+    #[cfg(feature = "verbs")]
+    Rdma(Box<Calling<Verbs>>),
 }
 
 /// Runs the same on whichever fabric it is: each has its own code, compiled as a whole.
@@ -106,6 +116,8 @@ macro_rules! on {
     ($inner:expr, $calling:ident => $body:expr) => {
         match $inner {
             Inner::Shm($calling) => $body,
+            #[cfg(feature = "verbs")]
+            Inner::Rdma($calling) => $body,
         }
     };
 }
@@ -120,6 +132,14 @@ impl Inner {
                 open(&mut calling, address, options)?;
                 Ok(Self::Shm(Box::new(calling)))
             }
+            #[cfg(feature = "verbs")]
+            Address::Rdma(server) => {
+                let fabric = Verbs::connect(server, &options.verbs)?;
+                let mut calling = Calling::new(fabric, options)?;
+                open(&mut calling, address, options)?;
+                Ok(Self::Rdma(Box::new(calling)))
+            }
+            #[cfg(not(feature = "verbs"))]
             Address::Rdma(_) => Err(no_verbs(address).into()),
         }
     }

@@ -17,8 +17,12 @@ use self::handlers::Handlers;
 use self::serving::Serving;
 use crate::address::Address;
 use crate::error::Error;
-use crate::fabric::{FabricError, FabricErrorKind, Waker};
+use crate::fabric::Waker;
+#[cfg(not(feature = "verbs"))]
+use crate::fabric::{FabricError, FabricErrorKind};
 use crate::shm::{ShmServer, ShmServerConfig};
+#[cfg(feature = "verbs")]
+use crate::verbs::{self, Verbs};
 
 pub use self::handlers::HandlerFailed;
 pub use mitosis_core::rpc::server::Counters;
@@ -47,6 +51,9 @@ pub struct ServerOptions {
     pub spin: Duration,
     /// Of shared memory.
     pub shm: ShmServerConfig,
+    /// Over RDMA.
+    #[cfg(feature = "verbs")]
+    pub verbs: verbs::Options,
 }
 
 impl Default for ServerOptions {
@@ -61,6 +68,8 @@ impl Default for ServerOptions {
             handshake_timeout: Duration::from_secs(10),
             spin: Duration::from_micros(50),
             shm: ShmServerConfig::default(),
+            #[cfg(feature = "verbs")]
+            verbs: verbs::Options::default(),
         }
     }
 }
@@ -94,6 +103,8 @@ pub struct Server {
 
 enum Inner {
     Shm(Box<Serving<ShmServer>>),
+    #[cfg(feature = "verbs")]
+    Rdma(Box<Serving<Verbs>>),
 }
 
 /// Runs the same on whichever fabric it is: each has its own code, compiled as a whole.
@@ -101,6 +112,8 @@ macro_rules! on {
     ($inner:expr, $serving:ident => $body:expr) => {
         match $inner {
             Inner::Shm($serving) => $body,
+            #[cfg(feature = "verbs")]
+            Inner::Rdma($serving) => $body,
         }
     };
 }
@@ -122,6 +135,12 @@ impl Server {
                 let fabric = ShmServer::bind(name, &options.shm)?;
                 Inner::Shm(Box::new(Serving::new(fabric, Handlers::default(), options)))
             }
+            #[cfg(feature = "verbs")]
+            Address::Rdma(own) => {
+                let fabric = Verbs::serve(own, &options.verbs)?;
+                Inner::Rdma(Box::new(Serving::new(fabric, Handlers::default(), options)))
+            }
+            #[cfg(not(feature = "verbs"))]
             Address::Rdma(_) => return Err(no_verbs(address).into()),
         };
         Ok(Self {
@@ -274,6 +293,7 @@ impl Drop for RunningServer {
 }
 
 /// This build has no verbs.
+#[cfg(not(feature = "verbs"))]
 pub(crate) fn no_verbs(address: &Address) -> FabricError {
     FabricError::new(
         FabricErrorKind::Unsupported,
