@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use mitosis::{Error, HandlerFailed, Server, ServerOptions};
 use mitosis_userspace_programs::arguments::Common;
 use mitosis_userspace_programs::log::Log;
 use mitosis_userspace_programs::payload::Payloads;
-use mitosis_userspace_programs::{error, info};
+use mitosis_userspace_programs::{error, info, warning};
 use serde::Serialize;
 
 /// Answers the RPC stress test's calls, in one thread, for a while.
@@ -94,6 +94,15 @@ fn serve(arguments: &Arguments, log: Log) -> Result<Outcome, Error> {
         );
     }
     let end = Instant::now() + Duration::from_secs(arguments.running_secs);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (wanted, waker) = (Arc::clone(&stop), server.shutdown_handle());
+    let handled = ctrlc::set_handler(move || {
+        wanted.store(true, Ordering::Relaxed);
+        waker.shutdown();
+    });
+    if let Err(error) = handled {
+        warning!(log, "signals end this server without a report: {error}");
+    }
     loop {
         // Time is looked at when there is nothing else, or now and then.
         for _ in 0..1000 {
@@ -102,7 +111,7 @@ fn serve(arguments: &Arguments, log: Log) -> Result<Outcome, Error> {
                 break;
             }
         }
-        if Instant::now() >= end {
+        if Instant::now() >= end || stop.load(Ordering::Relaxed) {
             break;
         }
     }
