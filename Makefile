@@ -58,6 +58,20 @@ build-rpc-checksum: setup ## build the kernel modules with checksummed payloads,
 peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that were built last
 	@$(call STRESS,run templates-run/peak-rpc-kernel-module.toml)
 
+.PHONY: peak-rpc
+peak-rpc: ## run the RPC stress test in processes of this machine, over shared memory; needs nothing but cargo
+	@$(CARGO) build --quiet --release --locked --package mitosis-userspace-programs --package mitosis-stress
+	@target/release/mitosis-stress run-here templates-run/peak-rpc.toml $(ASSIGNMENTS)
+
+.PHONY: bench-userspace
+bench-userspace: setup ## calls between two processes, beside a cache line's trip, iceoryx2, tarpc and UDP; ARGUMENTS='--help'
+	@$(CARGO) build --quiet --release --locked --package mitosis-userspace-programs --features others
+	@target/release/bench-userspace $(ARGUMENTS)
+
+.PHONY: kills
+kills: setup ## kill -9 servers and clients over shared memory, a thousand of each at random moments
+	@MITOSIS_KILLS=1000 $(CARGO) test --quiet --release --locked --package mitosis --test killed -- --nocapture the_other
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)

@@ -75,7 +75,7 @@ checksums() {
 
 step "formatting" formatting
 for manifest in core/Cargo.toml core/testkit/Cargo.toml loom-tests/Cargo.toml fuzz/Cargo.toml userspace-glue/Cargo.toml \
-    userspace-glue/libmitosis/Cargo.toml userspace-glue/libmitosis/command/Cargo.toml stress/Cargo.toml; do
+    userspace-glue/libmitosis/Cargo.toml userspace-glue/libmitosis/command/Cargo.toml stress/userspace/Cargo.toml stress/Cargo.toml; do
     [ ! -e "$manifest" ] || step "lint of ${manifest%/*}" lint "$manifest"
 done
 step "lint of kmod-glue" make -C kmod-glue lint

@@ -13,7 +13,7 @@ use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
-use crate::{bench, build, check, faults};
+use crate::{bench, build, check, faults, here};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -31,6 +31,8 @@ enum Subject {
     Build(OneTemplate),
     /// Do what a run template says on the cluster, and write out/<target>/result.json.
     Run(OneTemplate),
+    /// Do what a run template of programs says on this machine, through shared memory.
+    RunHere(here::Arguments),
     /// Compare the empty RPC's round trip with perftest's, on one pair of machines in one run.
     BenchRpc(bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Subject::Build(arguments) => build(&arguments).map(|()| Verdict::Pass),
         Subject::Run(arguments) => run(&arguments),
+        Subject::RunHere(arguments) => here::main(&arguments),
         Subject::BenchRpc(arguments) => bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
         Subject::Faults(arguments) => faults::main(&arguments),

@@ -16,6 +16,8 @@
 //! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them. [`scene`] has what the
 //! last two do by hand.
 //!
+//! [`here`] runs a template's programs as processes of this machine, without a cluster.
+//!
 //! Principles: wait for what a host says, never for a while; every wait has a deadline and ends early when something is
 //! already known to be wrong; whatever was started is ended, also after Ctrl-C; work that was not verified is not
 //! counted.
@@ -26,6 +28,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod faults;
+pub mod here;
 pub mod interrupt;
 pub mod klog;
 pub mod modules;

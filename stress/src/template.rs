@@ -33,7 +33,7 @@ use crate::cluster::Role;
 use crate::refusal::Refusal;
 
 /// Values that a run template may use besides its parameters.
-pub const RUN_VALUES: &[&str] = &["gid", "random"];
+pub const RUN_VALUES: &[&str] = &["address", "gid", "random"];
 /// Values that a build template may use besides its parameters.
 pub const BUILD_VALUES: &[&str] = &["headers", "out", "release"];
 

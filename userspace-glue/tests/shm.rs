@@ -71,7 +71,7 @@ fn messages_of_all_lengths_come_back_as_they_were() {
         70_000,
         8 << 20,
     ] {
-        let request: Vec<u8> = (0..len).map(|at: usize| (at * 31 >> 3) as u8).collect();
+        let request: Vec<u8> = (0..len).map(|at: usize| ((at * 31) >> 3) as u8).collect();
         assert!(
             client.call(ECHO, &request).unwrap() == request,
             "{len} bytes"

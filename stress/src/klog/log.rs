@@ -68,6 +68,11 @@ impl HostLog {
         self.lost
     }
 
+    /// It has ended.
+    pub(crate) fn lose(&mut self) {
+        self.lost = true;
+    }
+
     /// Whether a line since the mark holds `text`.
     pub fn said(&self, text: &str) -> bool {
         self.lines.iter().any(|line| line.text.contains(text))

@@ -70,13 +70,7 @@ pub(super) fn evaluate(
         }
     }
 
-    let figures = report.hosts.iter().map(|host| &host.figures);
-    report.totals = Figures {
-        requests: figures.clone().map(|figures| figures.requests).sum(),
-        requests_per_s: figures.clone().map(|figures| figures.requests_per_s).sum(),
-        errors: figures.map(|figures| figures.errors).sum(),
-        latency_ns: cluster_latency(&histogram, &latencies),
-    };
+    report.totals = totals(&report.hosts, cluster_latency(&histogram, &latencies));
 
     for (host, log) in plan.hosts.iter().zip(0..watch.logs.len()) {
         let (ready, stopped) = (
@@ -113,7 +107,19 @@ pub(super) fn evaluate(
     report.findings.append(&mut watch.findings);
 }
 
-fn figures(total: Total, latency: Option<Latency>) -> Figures {
+/// The sums over all clients.
+pub(crate) fn totals(hosts: &[HostFigures], latency_ns: Option<Latency>) -> Figures {
+    let figures = hosts.iter().map(|host| &host.figures);
+    Figures {
+        requests: figures.clone().map(|figures| figures.requests).sum(),
+        requests_per_s: figures.clone().map(|figures| figures.requests_per_s).sum(),
+        errors: figures.map(|figures| figures.errors).sum(),
+        latency_ns,
+    }
+}
+
+/// A client's figures.
+pub(crate) fn figures(total: Total, latency: Option<Latency>) -> Figures {
     // Divided after multiplying, in a type that holds the product of any two of its operands.
     let per_s = u128::from(total.requests) * 1_000_000 / u128::from(total.elapsed_us.max(1));
     Figures {
@@ -125,7 +131,7 @@ fn figures(total: Total, latency: Option<Latency>) -> Figures {
 }
 
 /// Percentiles of all clients' requests together: percentiles cannot be averaged, buckets can be added.
-fn cluster_latency(histogram: &Histogram, latencies: &[Latency]) -> Option<Latency> {
+pub(crate) fn cluster_latency(histogram: &Histogram, latencies: &[Latency]) -> Option<Latency> {
     let max = latencies
         .iter()
         .map(|latency| latency.max)

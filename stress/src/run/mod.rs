@@ -2,7 +2,7 @@
 //!
 //! Whatever goes wrong becomes a finding of the [`Report`], and what was loaded is unloaded all the same.
 
-mod evaluate;
+pub(crate) mod evaluate;
 mod inspect;
 mod passes;
 
