@@ -16,7 +16,7 @@ use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
 use crate::template::{RunPass, Template};
-use crate::{bench, build, check, faults};
+use crate::{bench, build, check, faults, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -40,6 +40,8 @@ enum Subject {
     Check(check::Arguments),
     /// Spoil the network, end modules and machines and flood the server, while clients call it.
     Faults(faults::Arguments),
+    /// Let processes and kernel modules call each other, and processes read each other's memory.
+    Interop(interop::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Subject::BenchRpc(arguments) => bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
         Subject::Faults(arguments) => faults::main(&arguments),
+        Subject::Interop(arguments) => interop::main(&arguments),
     };
     match result {
         Ok(Verdict::Pass) => ExitCode::SUCCESS,

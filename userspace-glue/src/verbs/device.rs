@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rdma_sys as sys;
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 
-use super::failure::{check, errno, failed, no_device, unknown_device};
+use super::failure::{cause, check, errno, failed, no_device, unknown_device};
 use crate::fabric::{FabricError, FabricErrorKind};
 
 /// Which of this machine's ports is used. Whatever is left open is found.
@@ -163,8 +163,11 @@ fn open_one(device: *mut sys::ibv_device, name: String) -> Result<Context, Fabri
     let raw = unsafe { sys::ibv_open_device(device) };
     let raw = NonNull::new(raw).ok_or_else(|| {
         let error = errno();
-        let what = format!("cannot open the RDMA device {name} (/dev/infiniband/uverbs*)");
-        failed(what, error)
+        // SAFETY: the caller's list holds the device, whose `dev_name` is a string in it.
+        let file = unsafe { CStr::from_ptr((*device).dev_name.as_ptr()) };
+        let path = format!("/dev/infiniband/{}", file.to_string_lossy());
+        let what = format!("cannot open the RDMA device {name} ({path})");
+        failed(what, cause(&path, error))
     })?;
     let context = Context { raw, name };
     let events = context.events();
