@@ -12,14 +12,17 @@ MAKEFLAGS += --no-print-directory
 CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
 export CARGO
 FUZZ_SECONDS ?= 60
+# Its runner must be of the library's version, which core/Cargo.toml says.
+GUNGRAUN := 0.18.2
+GUNGRAUN_RUNNER := $(CURDIR)/target/gungraun-$(GUNGRAUN)/bin/gungraun-runner
 
 STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGNMENTS)
 
 # The runner is given each setting that was made on purpose, and all that stands on the command line: it knows the
 # parameters of each template, and refuses names that it does not know. USER and PWD are set in every environment, and
 # say nothing about a cluster there.
-SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY
-FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_MEMORY
+SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY VM_MTU
+FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_MEMORY VM_MTU
 # For make, cargo and the cluster themselves.
 NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
@@ -33,7 +36,7 @@ ASSIGNMENTS = $(foreach name,$(GIVEN),$(call quoted,$(name)=$(value $(name)))) \
 
 .PHONY: help
 help: ## list the targets
-	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512]'
+	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512] [VM_MTU=4096]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' Makefile
 	@echo
@@ -55,9 +58,31 @@ build-rpc-checksum: setup ## build the kernel modules with checksummed payloads,
 peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that were built last
 	@$(call STRESS,run templates-run/peak-rpc-kernel-module.toml)
 
+.PHONY: build-rpc-programs
+build-rpc-programs: setup ## build the programs that do the same over RDMA without a module
+	@$(call STRESS,build templates-build/template-build-rpc-programs.toml)
+
+.PHONY: peak-rpc-verbs
+peak-rpc-verbs: setup ## run the RPC stress test between processes, over RDMA
+	@$(call STRESS,run templates-run/peak-rpc-verbs.toml)
+
+.PHONY: interop
+interop: setup ## let processes and kernel modules call each other, with checksums, and read remote memory
+	@$(call STRESS,interop)
+
+.PHONY: bench-verbs
+bench-verbs: setup ## compare a round trip between processes over RDMA with perftest's, on the same machines in the same run
+	@$(call STRESS,bench-rpc --target bench-verbs --bound 1.1 --template templates-run/peak-rpc-verbs.toml)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)
+
+.PHONY: bench-core
+bench-core: setup ## count the instructions of a small call in the core, by callgrind
+	@[ -x $(GUNGRAUN_RUNNER) ] || $(CARGO) install --quiet --locked --root target/gungraun-$(GUNGRAUN) \
+		--version $(GUNGRAUN) gungraun-runner
+	@GUNGRAUN_RUNNER=$(GUNGRAUN_RUNNER) $(CARGO) bench --quiet --locked --package mitosis-core --bench instructions
 
 .PHONY: simulate
 simulate: setup ## 10 million calls over 1,000 seeds on a simulated network; ARGUMENTS='--help' says what else
@@ -76,9 +101,10 @@ test: setup ## everything that CI runs: formatting, lints, tests, module builds,
 	@stress/test.sh
 
 .PHONY: fuzz
-fuzz: setup ## fuzz the datagram parser for FUZZ_SECONDS=60
+fuzz: setup ## fuzz each parser for FUZZ_SECONDS=60
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 	$(CARGO) fuzz run rpc_decode -- -max_total_time=$(FUZZ_SECONDS)
+	$(CARGO) fuzz run descriptor_decode -- -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: clean
 clean: ## unload modules that a killed run left on a real cluster, and remove out/

@@ -27,6 +27,7 @@ binutils          linking the modules
 kmod              indexing and finding kernel modules
 libelf1           Kbuild, for its tools
 ca-certificates   fetching crates
+valgrind          counting instructions
 libibverbs-dev    programs that use RDMA devices
 librdmacm-dev     programs that use RDMA devices
 libclang-14-dev   rdma-sys, which reads their headers with it; later versions fail

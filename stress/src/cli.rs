@@ -8,14 +8,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::interrupt::Interrupted;
-use crate::parameters;
-use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
-use crate::template::{RunPass, Template};
 use crate::{bench, build, check, faults, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
@@ -38,7 +35,7 @@ enum Subject {
     BenchRpc(bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
     Check(check::Arguments),
-    /// Spoil the network, end modules and machines and flood the server, while clients call it.
+    /// Spoil the network, end modules and machines, flood the server while clients call it, and be refused by it.
     Faults(faults::Arguments),
     /// Let processes and kernel modules call each other, and processes read each other's memory.
     Interop(interop::Arguments),
@@ -49,7 +46,7 @@ struct OneTemplate {
     /// A file of templates-build/ or templates-run/.
     template: PathBuf,
     /// Parameters of the template (thread_count=4) and settings of the cluster (KERNEL=6.1, CLIENTS=10, VM_CPUS=,
-    /// VM_MEMORY=, PARENT_GID=; for a real cluster USER=, PROJECT_PATH=, PARENT_HOST=, CHILD_HOSTS=, STR_CHILD_HOSTS=).
+    /// VM_MEMORY=, VM_MTU=, PARENT_GID=; for a real cluster USER=, PROJECT_PATH=, PARENT_HOST=, CHILD_HOSTS=, STR_CHILD_HOSTS=).
     #[arg(value_name = "NAME=VALUE")]
     assignments: Vec<String>,
     /// Where modules and results go.
@@ -89,34 +86,26 @@ fn build(arguments: &OneTemplate) -> Result<()> {
 
 fn run(arguments: &OneTemplate) -> Result<Verdict> {
     let started = Instant::now();
-    let assignments = Assignments::parse(&arguments.assignments)?;
-    let settings = assignments.settings()?;
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let directory = arguments.out.join(template.target());
-    // What an earlier run left there is not this one's.
-    let _ = std::fs::remove_file(directory.join("result.json"));
-
-    let mut report = Report::of(template.target(), parameters.clone());
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
+    let setting = Setting::read(
+        None,
+        &arguments.assignments,
+        &[],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    setting.forget_result();
+    let directory = setting.directory();
+    let mut report = Report::of(setting.target.clone(), setting.parameters.clone());
     let outcome = stage::on(&setting, |stage| {
         Ok(stage.perform(&Act {
-            target: &template.target(),
+            target: &setting.target,
             hosts: stage.hosts(),
-            passes: &template.passes,
-            parameters: &parameters,
-            out: &arguments.out,
-            progress: &progress,
+            passes: &setting.template.passes,
+            parameters: &setting.parameters,
+            out: &setting.out,
+            progress: &setting.progress,
         }))
     });
-    progress.finish();
     match outcome {
         Ok(finished) => report = finished,
         Err(error) => report.findings.push(run::finding_of(&error, &[])),

@@ -12,13 +12,14 @@ use serde::Serialize;
 
 use crate::klog::audit::Finding;
 use crate::parameters;
-use crate::progress::Progress;
 use crate::report::{ClusterInfo, Figures, Report, Verdict};
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting, Stage};
 use crate::template::{RunPass, Template};
 
 const TARGET: &str = "interop";
+/// Where the consoles are, in `out/interop`.
+const RUN: &str = "run";
 
 /// A scenario: its name, its template, and the parameters that are not the template's own.
 struct Scenario {
@@ -101,35 +102,22 @@ struct Document<'a> {
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let started = Instant::now();
-    let assignments = Assignments::parse(&arguments.assignments)?;
-    let settings = assignments.settings()?;
     // Modules with checksums, whatever other runs load.
     let out = arguments.out.join(TARGET);
     let _ = std::fs::remove_file(out.join("result.json"));
-    let building = Template::<RunPass>::load(Path::new(TO_KERNEL))?;
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &building,
-        out: &out,
-        directory: &out,
-        progress: &progress,
-    };
-    let performed = stage::on(&setting, |stage| {
-        perform(stage, arguments, &assignments, &out, &progress)
-    });
-    progress.finish();
-    let (cluster, rows) = performed?;
+    let template = Path::new(TO_KERNEL);
+    let setting = Setting::read(Some(RUN), &arguments.assignments, &[], template, &out)?;
+    let (cluster, rows) = stage::on(&setting, |stage| perform(stage, arguments, &setting))?;
     conclude(&out, &cluster, &rows, started)
 }
 
 fn perform(
     stage: &Stage<'_>,
     arguments: &Arguments,
-    assignments: &Assignments,
-    out: &Path,
-    progress: &Progress,
+    setting: &Setting,
 ) -> Result<(ClusterInfo, Vec<Row>)> {
+    let assignments = Assignments::parse(&arguments.assignments)?;
+    let progress = &setting.progress;
     let mut rows = Vec::new();
     let mut cluster = ClusterInfo::default();
     for scenario in SCENARIOS {
@@ -139,7 +127,7 @@ fn perform(
         }
         progress.line(&format!("# {}", scenario.name));
         let template = Template::<RunPass>::load(Path::new(scenario.template))?;
-        let mut parameters = parameters::of(&template, assignments)?;
+        let mut parameters = parameters::of(&template, &assignments)?;
         for &(name, value) in scenario.parameters {
             parameters.insert(name.into(), value);
         }
@@ -147,11 +135,11 @@ fn perform(
             parameters.insert("client_running_secs".into(), 2);
         }
         let report = stage.perform(&Act {
-            target: TARGET,
+            target: RUN,
             hosts: stage.hosts(),
             passes: &template.passes,
             parameters: &parameters,
-            out,
+            out: &setting.out,
             progress,
         });
         stage.interrupt().check()?;

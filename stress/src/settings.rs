@@ -12,6 +12,9 @@ use serde::Serialize;
 
 use crate::refusal::Refusal;
 
+/// The RDMA path MTUs that a virtual cluster can have, in bytes.
+pub const MTUS: [u32; 3] = [1024, 2048, 4096];
+
 /// The kernel series that modules are built and machines booted for.
 pub const KERNELS: &[&str] = &["6.1", "6.12"];
 /// The most client machines of one run.
@@ -48,6 +51,8 @@ pub struct Virtual {
     pub cpus: u32,
     /// Memory of each machine.
     pub memory_mib: u32,
+    /// The RDMA path MTU in bytes; one of [`MTUS`].
+    pub mtu: u32,
 }
 
 /// Machines that the user's `makefile` names.
@@ -143,6 +148,12 @@ impl Assignments {
         let clients = reader.number("CLIENTS", 1, MOST_CLIENTS);
         let cpus = reader.number("VM_CPUS", 1, 64);
         let memory_mib = reader.number("VM_MEMORY", 128, 1 << 20);
+        let mtu = reader.number("VM_MTU", 1, 4096);
+        if let Some(mtu) = mtu.filter(|mtu| !MTUS.contains(mtu)) {
+            reader
+                .reasons
+                .push(format!("VM_MTU={mtu}: must be one of 1024, 2048, 4096"));
+        }
         let kernel = reader.text("KERNEL").unwrap_or("6.12").to_string();
         if !KERNELS.contains(&kernel.as_str()) {
             reader.reasons.push(format!(
@@ -174,6 +185,7 @@ impl Assignments {
                 clients: clients.unwrap_or(2),
                 cpus: cpus.unwrap_or(1),
                 memory_mib: memory_mib.unwrap_or(512),
+                mtu: mtu.unwrap_or(4096),
             }),
         };
         Refusal::unless_empty(reader.reasons)?;
@@ -197,6 +209,7 @@ const NAMES: &[&str] = &[
     "USER",
     "VM_CPUS",
     "VM_MEMORY",
+    "VM_MTU",
 ];
 
 struct Reader<'a> {
@@ -372,6 +385,10 @@ mod tests {
             (&["CLIENTS=two"], "CLIENTS: \"two\" is not a whole number"),
             (&["VM_MEMORY=1"], "VM_MEMORY=1"),
             (&["VM_CPUS=0"], "VM_CPUS=0"),
+            (
+                &["VM_MTU=1500"],
+                "VM_MTU=1500: must be one of 1024, 2048, 4096",
+            ),
             (&["KERNEL=5.10"], "KERNEL=5.10: must be one of 6.1, 6.12"),
             (&["PARENT_GID=fe80"], "PARENT_GID: \"fe80\" is not a GID"),
             (&["PARENT_HOST=val01"], "CHILD_HOSTS: missing"),

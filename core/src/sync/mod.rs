@@ -3,8 +3,10 @@
 //! Each takes its atomics from `primitive`, so that `loom-tests` can compile the same source
 //! against loom's and try every interleaving. Each ordering says what it pairs with.
 
+pub mod count;
 pub mod gauge;
 pub mod line_ring;
+mod prefetch;
 mod primitive;
 pub mod spsc;
 pub mod stop;

@@ -7,20 +7,21 @@ use mitosis_core::sync::spsc::{Consumer, Producer};
 use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::{ErrorCode, Header, Malformed};
 
+use super::failures::{Cause, Failures, Unanswered};
 use super::peers::{Peer, Peers};
 use super::refusals::Refusals;
 use super::resolver::{Found, Job, IN_FLIGHT};
+use super::service::Service;
 use super::slots::{Budget, SlotBuffers};
 use super::{kernel, Failure};
 use crate::devices::{Devices, Port};
 use crate::endpoint::{Endpoint, Source};
 use crate::errno::Errno;
+use crate::info;
 use crate::memory::Table;
 use crate::module::Control;
-use crate::payload::Maker;
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, Destination, ProtectionDomain, BATCH, GRH_LEN};
-use crate::{error, info, warning};
 
 /// Longest sleep, so that the clock is looked at.
 const NAP_NS: u64 = 500_000_000;
@@ -51,7 +52,7 @@ impl<'a> PortLine<'a> {
 
 /// The serving thread's state. Fields are dropped in this order: queue pairs before what they send from, and address
 /// handles after the queue pairs whose sends name them.
-pub struct Serving<'a> {
+pub struct Serving<'a, S> {
     /// Its ports.
     pub lines: Table<PortLine<'a>>,
     /// The clients' addresses.
@@ -70,18 +71,16 @@ pub struct Serving<'a> {
     pub results: Consumer<'a, Found, IN_FLIGHT>,
     /// Signalled when it has a job.
     pub wake_resolver: &'a Event,
-    /// The test's only function.
-    pub test_rpc_id: u32,
-    /// Makes replies.
-    pub maker: Maker,
+    /// What requests do.
+    pub service: S,
     /// Says whom it refuses.
     pub refusals: Refusals,
     /// Senders that were not found.
     pub unresolved: u64,
     /// Datagrams that were nothing of ours.
     pub noise: u64,
-    /// Sends that the kernel refused, and requests that were damaged.
-    pub errors: u64,
+    /// What it could not do.
+    pub failures: Failures,
 }
 
 /// What to send once the datagram's buffer is no longer borrowed.
@@ -93,13 +92,14 @@ enum Next {
     Reply(Transmission),
 }
 
-impl Serving<'_> {
-    /// Serves until its time is over or it is to stop.
+impl<S: Service> Serving<'_, S> {
+    /// Serves until its time is over or it is to stop. `housekeeping` is called before each sleep.
     pub fn run(
         &mut self,
         control: &Control,
         devices: &Devices<'_>,
         running_ns: u64,
+        housekeeping: &dyn Fn(),
     ) -> Result<(), Failure> {
         let end_ns = now_ns().saturating_add(running_ns);
         let mut patience = Patience::default();
@@ -125,6 +125,7 @@ impl Serving<'_> {
                 give_way();
                 continue;
             }
+            housekeeping();
             let mut missed = false;
             for line in self.lines.iter_mut() {
                 missed |= line.endpoint.arm();
@@ -250,10 +251,7 @@ impl Serving<'_> {
             Err(errno) => Err(errno),
         };
         if let Err(errno) = sent {
-            if self.errors == 0 {
-                warning!("cannot send: ", errno, "; the client will ask again");
-            }
-            self.errors = self.errors.wrapping_add(1);
+            self.failures.add(now_ns, Cause::Send(errno));
         }
         self.release_closed();
     }
@@ -288,42 +286,44 @@ impl Serving<'_> {
             Action::Send(transmission) => return Ok(Next::Reply(transmission)),
             Action::Dispatch(request) => {
                 let chunks = core::iter::once(request.payload);
-                let len = request.payload.len();
+                // A datagram's.
+                let len = request.payload.len() as u32;
                 let slot = line.slots.get_mut(request.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if request.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
-                    Some(slot) => slot
-                        .reply(len, pd, outbox, &mut self.budget)
-                        .and_then(|reply| self.maker.answer(chunks, len, reply)),
+                    _ if !self.service.knows(request.rpc_id) => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
+                    Some(slot) => {
+                        let (_, room) = slot.halves(0, pd, outbox, &mut self.budget);
+                        self.service.answer(request.rpc_id, chunks, len, room)
+                    }
                 };
                 (request.dispatched, result)
             }
             Action::Segment(segment) => {
-                let len = segment.message_len as usize;
+                let len = segment.message_len;
                 let slot = line.slots.get_mut(segment.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if segment.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
+                    _ if !self.service.knows(segment.rpc_id) => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
                     Some(slot) => match slot.take(&segment, pd, &mut self.budget) {
-                        Err(code) => Err(code),
+                        Err(code) => Err(code.into()),
                         Ok(()) if !segment.complete => {
                             return Ok(Next::Answer(segment.answer_len));
                         }
-                        Ok(()) => slot
-                            .request_and_reply(len, pd, outbox, &mut self.budget)
-                            .and_then(|(request, reply)| {
-                                self.maker.answer(request.chunks(len), len, reply)
-                            }),
+                        Ok(()) => {
+                            let (request, room) =
+                                slot.halves(len as usize, pd, outbox, &mut self.budget);
+                            self.service.answer(segment.rpc_id, request, len, room)
+                        }
                     },
                 };
                 (segment.dispatched, result)
             }
         };
-        if matches!(result, Err(ErrorCode::HandlerFailed)) {
-            error!("checksum mismatch in a request");
-            self.errors = self.errors.wrapping_add(1);
+        if let Err(Unanswered::Failed(cause)) = result {
+            self.failures.add(now_ns, cause);
         }
+        let result = result.map_err(|unanswered| unanswered.code());
         let answer = self.core.complete(&dispatched, result, outbox.header()?);
         Ok(answer.map_or(Next::Nothing, Next::Reply))
     }
@@ -414,7 +414,7 @@ impl Serving<'_> {
             ", rejected ",
             rejected,
             ", errors ",
-            self.errors,
+            self.failures.total(),
             ", receive buffers ",
             posted,
             " of ",

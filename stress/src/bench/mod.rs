@@ -8,7 +8,7 @@
 mod perftest;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
 use comfy_table::{presets, CellAlignment, Table};
@@ -16,17 +16,11 @@ use mitosis_core::wire::HEADER_LEN;
 use serde::Serialize;
 
 use self::perftest::{Pair, TIMEOUT};
-use crate::parameters;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report, Verdict};
 use crate::run::{inspect, parent_gid};
-use crate::settings::{Assignments, Gid, Machines};
+use crate::settings::Machines;
 use crate::stage::{self, Act, Setting, Stage};
-use crate::template::{RunPass, Template};
-
-/// Most that an empty call's round trip may be of perftest's.
-const ROUND_TRIP_BOUND: f64 = 1.3;
-const TARGET: &str = "bench-rpc";
 
 /// What the command line says.
 #[derive(clap::Args)]
@@ -40,6 +34,12 @@ pub struct Arguments {
     /// Bytes that requests and replies carry: a row each.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
     sizes: Vec<u32>,
+    /// Most that the first row's round trip may be of perftest's.
+    #[arg(long, default_value_t = 1.3)]
+    bound: f64,
+    /// What it is called: results go to out/<target>.
+    #[arg(long, default_value = "bench-rpc")]
+    target: String,
     /// What runs the RPC.
     #[arg(long, default_value = "templates-run/peak-rpc-kernel-module.toml")]
     template: PathBuf,
@@ -71,7 +71,7 @@ struct Row {
 #[derive(Serialize)]
 struct Document<'a> {
     schema: &'static str,
-    target: &'static str,
+    target: &'a str,
     verdict: Verdict,
     cluster: &'a ClusterInfo,
     parameters: &'a BTreeMap<String, u64>,
@@ -81,56 +81,37 @@ struct Document<'a> {
 
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
-    let mut assignments = Assignments::parse(&arguments.assignments)?;
-    let given = |name: &str| assignments.parameters.iter().any(|(n, _)| n == name);
-    let defaults = [("client_running_secs", "3"), ("server_running_secs", "60")];
-    let defaults = defaults.into_iter().filter(|(name, _)| !given(name));
-    let defaults: Vec<(String, String)> = defaults
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
-    assignments.parameters.extend(defaults);
-    let mut settings = assignments.settings()?;
-    if let Machines::Virtual(machines) = &mut settings.machines {
+    let mut setting = Setting::read(
+        Some(&arguments.target),
+        &arguments.assignments,
+        &[("client_running_secs", "3"), ("server_running_secs", "60")],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    if let Machines::Virtual(machines) = &mut setting.settings.machines {
         machines.clients = 1;
     }
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let directory = arguments.out.join(TARGET);
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
-    let measured = stage::on(&setting, |stage| {
+    let (cluster, rows) = stage::on(&setting, |stage| {
         Bench {
             stage,
-            template: &template,
-            parameters: &parameters,
+            setting: &setting,
             arguments,
-            progress: &progress,
             cluster: ClusterInfo::default(),
         }
-        .measure(settings.parent_gid)
-    });
-    progress.finish();
-    let (cluster, rows) = measured?;
-    conclude(&directory, &cluster, &parameters, &rows)
+        .measure()
+    })?;
+    conclude(&setting, arguments.bound, &cluster, &rows)
 }
 
 struct Bench<'a> {
     stage: &'a Stage<'a>,
-    template: &'a Template<RunPass>,
-    parameters: &'a BTreeMap<String, u64>,
+    setting: &'a Setting,
     arguments: &'a Arguments,
-    progress: &'a Progress,
     cluster: ClusterInfo,
 }
 
 impl Bench<'_> {
-    fn measure(mut self, given: Option<Gid>) -> Result<(ClusterInfo, Vec<Row>)> {
+    fn measure(mut self) -> Result<(ClusterInfo, Vec<Row>)> {
         let [parent, child, ..] = self.stage.hosts() else {
             bail!("a comparison takes two machines");
         };
@@ -143,13 +124,13 @@ impl Bench<'_> {
         let pair = Pair {
             hosts: &hosts,
             inspected: &inspected,
-            gid: parent_gid(&hosts, &inspected, given)?,
+            gid: parent_gid(&hosts, &inspected, self.setting.settings.parent_gid)?,
             interrupt,
         };
         let mut rows: Vec<Row> = Vec::new();
         for number in 0..self.arguments.rounds {
             for (index, &size) in self.arguments.sizes.iter().enumerate() {
-                self.progress.step(&format!(
+                self.setting.progress.step(&format!(
                     "round {} of {}, {size} bytes",
                     number + 1,
                     self.arguments.rounds
@@ -207,18 +188,18 @@ impl Bench<'_> {
 
     /// The RPC test with this payload, and with as many threads as asked for, or as its parameters say.
     fn run(&self, pair: &Pair<'_>, size: u32, threads: Option<u64>) -> Result<Report> {
-        let mut parameters = self.parameters.clone();
+        let mut parameters = self.setting.parameters.clone();
         parameters.insert("payload_size".into(), u64::from(size));
         if let Some(threads) = threads {
             parameters.insert("thread_count".into(), threads);
         }
         let quiet = Progress::silent();
         let report = self.stage.perform(&Act {
-            target: TARGET,
+            target: &self.setting.target,
             hosts: pair.hosts,
-            passes: &self.template.passes,
+            passes: &self.setting.template.passes,
             parameters: &parameters,
-            out: &self.arguments.out,
+            out: &self.setting.out,
             progress: &quiet,
         });
         self.stage.interrupt().check()?;
@@ -259,15 +240,10 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn conclude(
-    directory: &Path,
-    cluster: &ClusterInfo,
-    parameters: &BTreeMap<String, u64>,
-    rows: &[Row],
-) -> Result<Verdict> {
+fn conclude(setting: &Setting, bound: f64, cluster: &ClusterInfo, rows: &[Row]) -> Result<Verdict> {
     // The bound is for the shortest message of the run: longer ones are shown.
     let verdict = match rows.first() {
-        Some(row) if row.round_trip_ratio <= ROUND_TRIP_BOUND => Verdict::Pass,
+        Some(row) if row.round_trip_ratio <= bound => Verdict::Pass,
         _ => Verdict::Fail,
     };
     let mut table = Table::new();
@@ -306,19 +282,20 @@ fn conclude(
     }
     println!("\n{table}");
     println!(
-        "medians of {} rounds; the first row's round trip may be at most {ROUND_TRIP_BOUND} times perftest's",
+        "medians of {} rounds; the first row's round trip may be at most {bound} times perftest's",
         rows.first().map_or(0, |row| row.rounds.len())
     );
     let document = Document {
         schema: "mitosis-bench-rpc/2",
-        target: TARGET,
+        target: &setting.target,
         verdict,
         cluster,
-        parameters,
+        parameters: &setting.parameters,
         rows,
-        round_trip_bound: ROUND_TRIP_BOUND,
+        round_trip_bound: bound,
     };
-    std::fs::create_dir_all(directory)
+    let directory = setting.directory();
+    std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let path = directory.join("result.json");
     let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;

@@ -22,8 +22,11 @@ use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerI
 /// How many datagrams of one client are received before the next client's turn.
 const TURN: u32 = 16;
 
+/// How often rings are looked at, at least, before the caller has something else to look at.
+const POLLS: usize = 8;
+
 /// After how many turns that found nothing, or batches, the sockets are looked at: a system call among many polls.
-const POLLS_A_LOOK: u32 = 4096;
+const POLLS_A_LOOK: u32 = 1024;
 
 /// How long a client may take to say Hello, and how many may be about to.
 const HELLO_PATIENCE: Duration = Duration::from_secs(2);
@@ -148,7 +151,7 @@ impl ShmServer {
     #[inline(always)]
     fn next(&mut self) -> Option<(PeerId, usize)> {
         let mut looked_at = 0;
-        while looked_at < self.live.len() {
+        while looked_at < self.live.len().max(POLLS) {
             let id = *self.live.get(self.turn)?;
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
                 return None;

@@ -187,6 +187,7 @@ pub(super) struct Port {
     max_work_requests: u32,
     max_completions: u32,
     max_reads: u8,
+    is_soft: bool,
 }
 
 impl fmt::Display for Port {
@@ -229,6 +230,11 @@ impl Port {
     /// Most entries of a completion queue.
     pub(super) fn max_completions(&self) -> u32 {
         self.max_completions
+    }
+
+    /// Whether this machine's processors do the device's work.
+    pub(super) fn is_soft(&self) -> bool {
+        self.is_soft
     }
 
     /// READs of a connection that may be outstanding: at most 16.
@@ -362,6 +368,11 @@ fn port(
             .max_qp_rd_atom
             .min(device.max_qp_init_rd_atom)
             .clamp(1, 16) as u8,
+        // Only hardware is a device of some bus.
+        is_soft: !std::path::Path::new("/sys/class/infiniband")
+            .join(context.name())
+            .join("device")
+            .exists(),
     };
     let active = attributes.state == sys::ibv_port_state::IBV_PORT_ACTIVE;
     Ok((active.then_some(port), state))

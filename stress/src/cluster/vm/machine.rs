@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub(super) accel: Accel,
     pub(super) cpus: usize,
     pub(super) memory_mib: usize,
+    /// Of its network device, in bytes.
+    pub(super) link_mtu: u32,
     pub(super) kernel: PathBuf,
     pub(super) image: PathBuf,
     /// Without one only the boot itself can be tried.
@@ -84,7 +86,7 @@ impl Plan {
             let tap = network::tap(self.number);
             qemu.arg("-netdev")
                 .arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
-            let (mac, mtu) = (network::mac(self.number), network::MTU);
+            let (mac, mtu) = (network::mac(self.number), self.link_mtu);
             qemu.arg("-device").arg(format!(
                 "virtio-net-pci,netdev=net,mac={mac},host_mtu={mtu},speed=10000,duplex=full,romfile="
             ));

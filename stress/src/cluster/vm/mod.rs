@@ -9,6 +9,7 @@ mod machine;
 mod namespace;
 mod network;
 mod ssh;
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use anyhow::{anyhow, bail, Context, Result};
 
 pub use accel::Accel;
 pub use namespace::{enter_namespace, inside_namespace};
+pub use wire::Wire;
 
 use self::machine::{Event, Machine, Plan};
 use self::ssh::{Master, Ssh};
@@ -40,6 +42,8 @@ pub struct VmConfig<'a> {
     pub cpus: usize,
     /// Memory a machine; 384 does for the modules' own tests.
     pub memory_mib: usize,
+    /// The RDMA path MTU in bytes.
+    pub mtu: u32,
     /// Where console logs go, `<name>.console.log`, and a script that opens a shell on a machine, `shell`.
     pub log_dir: PathBuf,
     /// Raised, it ends a boot.
@@ -118,6 +122,7 @@ impl VmCluster {
                 accel,
                 cpus: config.cpus,
                 memory_mib: config.memory_mib,
+                link_mtu: network::link_mtu(config.mtu),
                 kernel: kernel.join("vmlinuz"),
                 image: image.clone(),
                 network: true,
@@ -130,7 +135,7 @@ impl VmCluster {
             config.progress,
         )?;
         let plans: Vec<Plan> = (1..=count).map(|number| plan(number, accel)).collect();
-        network::create(count)?;
+        network::create(count, network::link_mtu(config.mtu))?;
 
         let ssh = Ssh {
             keys: cache.join("ssh"),
@@ -222,6 +227,11 @@ impl VmCluster {
         // What was said by the machine that is gone now.
         while self.events.try_recv().is_ok() {}
         self.start(&[index], interrupt, &|_| {})
+    }
+
+    /// What goes to a machine and comes from it.
+    pub fn wire(&self, name: &str) -> Result<Wire> {
+        Wire::of(self.plans[self.index(name)?].number)
     }
 
     /// Ends all machines; `Err` where one had ended by itself.

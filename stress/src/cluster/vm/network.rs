@@ -6,8 +6,17 @@ use std::process::{Command, Stdio};
 
 use anyhow::{bail, Context, Result};
 
-/// Large enough for soft-RoCE's largest path MTU, 4096, and its headers.
-pub(super) const MTU: u32 = 4200;
+/// Headers of IP, UDP and RoCE, and what is left over.
+const HEADERS_LEN: u32 = 104;
+/// IPv6 takes no link with less.
+const LEAST_LINK_MTU: u32 = 1280;
+/// Of the longest RDMA path MTU, 4096.
+pub(super) const LONGEST_LINK_MTU: u32 = 4096 + HEADERS_LEN;
+
+/// The MTU of a link whose RDMA path MTU is `mtu`.
+pub(super) fn link_mtu(mtu: u32) -> u32 {
+    (mtu + HEADERS_LEN).clamp(LEAST_LINK_MTU, LONGEST_LINK_MTU)
+}
 
 /// Machines are numbered from 1; 254 is this side of the bridge.
 pub(super) const MAX_MACHINES: usize = 253;
@@ -27,8 +36,8 @@ pub(super) fn tap(n: usize) -> String {
     format!("tap{n}")
 }
 
-/// Makes the bridge and the taps of machines `1..=machines`.
-pub(super) fn create(machines: usize) -> Result<()> {
+/// Makes the bridge and the taps of machines `1..=machines`, of links with this MTU.
+pub(super) fn create(machines: usize, link_mtu: u32) -> Result<()> {
     File::options()
         .read(true)
         .write(true)
@@ -40,13 +49,13 @@ pub(super) fn create(machines: usize) -> Result<()> {
     let mut batch = format!(
         "link set lo up\n\
          link add br0 type bridge forward_delay 0 mcast_snooping 0\n\
-         link set br0 mtu {MTU} up\n\
+         link set br0 mtu {link_mtu} up\n\
          address add 10.73.0.254/24 dev br0\n"
     );
     for n in 1..=machines {
         let tap = tap(n);
         batch += &format!(
-            "tuntap add {tap} mode tap vnet_hdr\nlink set {tap} mtu {MTU} master br0 up\n"
+            "tuntap add {tap} mode tap vnet_hdr\nlink set {tap} mtu {link_mtu} master br0 up\n"
         );
     }
     ip(&batch)

@@ -18,7 +18,7 @@ use mitosis_core::histogram::Histogram;
 use mitosis_userspace_programs::log::Log;
 use mitosis_userspace_programs::stop;
 use mitosis_userspace_programs::{error, info};
-use rand::RngCore;
+use rand::Rng;
 
 /// Exposes memory of its own, and answers with its location and the checksum of what is in it.
 const EXPOSE: u32 = 1;
@@ -76,9 +76,10 @@ fn main() -> ExitCode {
 fn rdma(address: &Address) -> Result<RdmaAddress, String> {
     match address {
         Address::Rdma(address) => Ok(*address),
-        Address::Shm(_) => {
-            Err("memory is read over RDMA: give an address of the form rdma://[gid]/service/hint".into())
-        }
+        Address::Shm(_) => Err(
+            "memory is read over RDMA: give an address of the form rdma://[gid]/service/hint"
+                .into(),
+        ),
     }
 }
 
@@ -116,8 +117,7 @@ fn serve(place: &Place) -> Result<(), String> {
         let region = key.ok().and_then(|key| regions.remove(&key));
         region.map(Exposed::revoke).ok_or(HandlerFailed)
     });
-    let shutdown = server.shutdown_handle();
-    stop::watch(move || shutdown.shutdown()).map_err(text)?;
+    stop::watch(server.shutdown_handle()).map_err(text)?;
     info!(LOG, "remote memory ready: {}", place.address);
     let end = Instant::now() + Duration::from_secs(place.running_secs);
     while Instant::now() < end && !stop::wanted() {
@@ -194,10 +194,16 @@ fn read(place: &Place) -> Result<(), String> {
         len: location.len + (1 << 30),
         ..location
     };
-    refused(remote.read(&beyond, 1 << 29, &mut page), "reading what is beside it")?;
+    refused(
+        remote.read(&beyond, 1 << 29, &mut page),
+        "reading what is beside it",
+    )?;
     let mut remote = connect()?;
     called(client.call(REVOKE, &location.key.to_le_bytes()))?;
-    refused(remote.read(&location, 0, &mut page), "reading what was revoked")?;
+    refused(
+        remote.read(&location, 0, &mut page),
+        "reading what was revoked",
+    )?;
 
     let quantile = |per_mille| latency.quantile_ns(per_mille).unwrap_or(0);
     info!(

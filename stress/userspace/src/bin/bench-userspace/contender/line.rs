@@ -1,0 +1,45 @@
+//! The floor: two processes' cores and a cache line for each direction in memory that both map.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{ready, repeat, Measured};
+use crate::shared_page::SharedPage;
+
+const ROUNDS: u64 = 1000;
+
+pub fn serve(dir: &Path) -> Result<()> {
+    let page = SharedPage::open(&dir.join("line"))?;
+    let (there, back) = page.lines();
+    ready("")?;
+    let mut round = 0;
+    loop {
+        round += 1;
+        await_value(there, round);
+        back.store(round, Ordering::Release);
+    }
+}
+
+pub fn measure(dir: &Path, time: Duration) -> Result<Measured> {
+    let page = SharedPage::open(&dir.join("line"))?;
+    let (there, back) = page.lines();
+    let mut round = 0;
+    repeat(time, || {
+        for _ in 0..ROUNDS {
+            round += 1;
+            there.store(round, Ordering::Release);
+            await_value(back, round);
+        }
+        Ok(ROUNDS)
+    })
+}
+
+#[inline(always)]
+fn await_value(line: &AtomicU64, value: u64) {
+    while line.load(Ordering::Acquire) != value {
+        std::hint::spin_loop();
+    }
+}

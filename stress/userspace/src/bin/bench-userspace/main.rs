@@ -1,0 +1,221 @@
+//! Calls between two processes of one machine, beside other ways to make them: everything in one run, interleaved, each end
+//! on a core of its own.
+
+#![deny(unsafe_code)]
+
+mod contender;
+mod shared_page;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use rustix::thread::{sched_setaffinity, CpuSet};
+use serde::Serialize;
+
+use self::contender::{Contender, Measured};
+
+/// Measures calls of 32 bytes between two processes, ours beside others.
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    /// How often each is measured, in turn.
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// For how long each time, in milliseconds.
+    #[arg(long, default_value_t = 400)]
+    time_ms: u64,
+    /// The processors of the calling and of the serving end.
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    cpus: Vec<usize>,
+    /// Only those whose name has this in it; the cache line is always measured.
+    #[arg(long)]
+    only: Option<String>,
+    /// Prints the result as JSON.
+    #[arg(long)]
+    json: bool,
+    #[arg(long, hide = true)]
+    serve: Option<String>,
+    #[arg(long, hide = true)]
+    dir: Option<PathBuf>,
+}
+
+/// A contender's figures.
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    /// Median time from one reply to the next, in nanoseconds.
+    call_ns: f64,
+    lowest_ns: f64,
+    highest_ns: f64,
+    /// Median calls a second.
+    rate: f64,
+    /// Median of the ratios to the cache line of the same round.
+    to_line: f64,
+    /// Median of the ratios of rates, ours with one call at a time to this one, of the same round.
+    rates: Vec<f64>,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let [calling, serving] = arguments.cpus[..] else {
+        anyhow::bail!("--cpus names two processors, such as 0,1");
+    };
+    if let Some(word) = &arguments.serve {
+        // Its thread is not pinned: a server that spins with a real-time priority would never let it run.
+        end_with_stdin();
+        pin(serving)?;
+        return Contender::serve(word, arguments.dir.as_deref().context("--dir is missing")?);
+    }
+    pin(calling)?;
+    let contenders: Vec<_> = Contender::all()
+        .into_iter()
+        .filter(|one| {
+            let wanted = |only: &String| one.name().contains(only.as_str());
+            *one == Contender::Line || arguments.only.as_ref().is_none_or(wanted)
+        })
+        .collect();
+    let dir = PathBuf::from(format!("/dev/shm/mitosis-bench-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let rows = measure(&arguments, &contenders, &dir, serving);
+    let removed = std::fs::remove_dir_all(&dir);
+    let rows = rows?;
+    removed?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print(&rows);
+    }
+    Ok(())
+}
+
+fn measure(
+    arguments: &Arguments,
+    contenders: &[Contender],
+    dir: &Path,
+    serving: usize,
+) -> Result<Vec<Row>> {
+    let time = Duration::from_millis(arguments.time_ms);
+    let mut rates = vec![Vec::new(); contenders.len()];
+    for round in 0..arguments.rounds {
+        for (contender, rates) in contenders.iter().zip(&mut rates) {
+            let measured = one(*contender, dir, serving, time)
+                .with_context(|| format!("{} in round {round}", contender.name()))?;
+            rates.push(measured.rate());
+        }
+    }
+    let line = rates[0].clone();
+    let row = |(contender, rates): (&Contender, Vec<f64>)| {
+        let rate = median(rates.clone());
+        let of = |choose: fn(f64, f64) -> f64| rates.iter().copied().reduce(choose).unwrap_or(0.0);
+        Row {
+            name: contender.name(),
+            call_ns: 1e9 / rate,
+            lowest_ns: 1e9 / of(f64::max),
+            highest_ns: 1e9 / of(f64::min),
+            rate,
+            to_line: median(
+                line.iter()
+                    .zip(&rates)
+                    .map(|(line, rate)| line / rate)
+                    .collect(),
+            ),
+            rates,
+        }
+    };
+    Ok(contenders.iter().zip(rates).map(row).collect())
+}
+
+/// One measurement, with a server that is there for nothing else.
+fn one(contender: Contender, dir: &Path, serving: usize, time: Duration) -> Result<Measured> {
+    let mut server = Server::start(contender, dir, serving)?;
+    let greeting = server.greeting()?;
+    contender.measure(dir, &greeting, time)
+}
+
+/// A contender's server, which ends with this.
+struct Server(Child);
+
+impl Server {
+    fn start(contender: Contender, dir: &Path, serving: usize) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        let child = Command::new(program)
+            .args(["--serve", contender.word(), "--cpus"])
+            .arg(format!("{serving},{serving}"))
+            .arg("--dir")
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        Ok(Self(child))
+    }
+
+    fn greeting(&mut self) -> Result<String> {
+        let stdout = self.0.stdout.take().context("the server has no output")?;
+        let mut greeting = String::new();
+        let read = BufReader::new(stdout).read_line(&mut greeting)?;
+        anyhow::ensure!(read > 0, "the server has ended before it could be called");
+        Ok(greeting)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// A server's process ends when its parent closes the pipe, or dies.
+fn end_with_stdin() {
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(0);
+    });
+}
+
+fn pin(cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set)
+        .with_context(|| format!("cannot run on processor {cpu}; --cpus names the two to use"))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 if middle > 0 => (values[middle - 1] + values[middle]) / 2.0,
+        _ => values.get(middle).copied().unwrap_or(f64::NAN),
+    }
+}
+
+fn print(rows: &[Row]) {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table.set_header([
+        "",
+        "ns a call",
+        "lowest to highest",
+        "calls/s",
+        "of a line's trip",
+    ]);
+    for row in rows {
+        table.add_row([
+            row.name.clone(),
+            format!("{:.0}", row.call_ns),
+            format!("{:.0} to {:.0}", row.lowest_ns, row.highest_ns),
+            format!("{:.0}", row.rate),
+            format!("{:.2}", row.to_line),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}");
+}
