@@ -72,6 +72,22 @@ bench-userspace: setup ## calls between two processes, beside a cache line's tri
 kills: setup ## kill -9 servers and clients over shared memory, a thousand of each at random moments
 	@MITOSIS_KILLS=1000 $(CARGO) test --quiet --release --locked --package mitosis --test killed -- --nocapture the_other
 
+.PHONY: build-rpc-programs
+build-rpc-programs: setup ## build the programs that do the same over RDMA without a module
+	@$(call STRESS,build templates-build/template-build-rpc-programs.toml)
+
+.PHONY: peak-rpc-verbs
+peak-rpc-verbs: setup ## run the RPC stress test between processes, over RDMA
+	@$(call STRESS,run templates-run/peak-rpc-verbs.toml)
+
+.PHONY: interop
+interop: setup ## let processes and kernel modules call each other, with checksums, and read remote memory
+	@$(call STRESS,interop)
+
+.PHONY: bench-verbs
+bench-verbs: setup ## compare a round trip between processes over RDMA with perftest's, on the same machines in the same run
+	@$(call STRESS,bench-rpc --target bench-verbs --bound 1.1 --template templates-run/peak-rpc-verbs.toml)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)

@@ -40,7 +40,9 @@ formatting() {
 
 # One package at a time, so that the features of one do not leak into another.
 lint() {
-    $cargo clippy --quiet --locked --manifest-path "$1" --all-targets -- -D warnings
+    manifest=$1
+    shift
+    $cargo clippy --quiet --locked --manifest-path "$manifest" --all-targets "$@" -- -D warnings
 }
 
 # Kbuild's own warnings (objtool, modpost, the compiler) do not fail a build.
@@ -57,6 +59,10 @@ run() {
     shift
     $cargo run --quiet --locked --package mitosis-stress -- run templates-run/peak-rpc-kernel-module.toml "$@" \
         "KERNEL=$kernel" client_running_secs=5 server_running_secs=60 thread_count=4
+}
+
+interop() {
+    $cargo run --quiet --locked --package mitosis-stress -- interop --short KERNEL=6.12
 }
 
 faults() {
@@ -79,6 +85,8 @@ for manifest in core/Cargo.toml core/testkit/Cargo.toml loom-tests/Cargo.toml fu
     [ ! -e "$manifest" ] || step "lint of ${manifest%/*}" lint "$manifest"
 done
 step "lint of kmod-glue" make -C kmod-glue lint
+step "lint of userspace-glue with verbs" lint userspace-glue/Cargo.toml --features verbs
+step "lint of stress/userspace with verbs" lint stress/userspace/Cargo.toml --features verbs
 step "unit tests" $cargo test --quiet --locked --workspace
 for kernel in 6.12 6.1; do
     step "modules for $kernel" modules $kernel
@@ -88,6 +96,7 @@ for kernel in 6.12 6.1; do
 done
 step "a short run on 6.12, with checksums" checksums
 step "faults on 6.12, in short" faults --short
+step "processes and modules on 6.12, in short" interop
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -13,7 +13,7 @@ use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
-use crate::{bench, build, check, faults, here};
+use crate::{bench, build, check, faults, here, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -39,6 +39,8 @@ enum Subject {
     Check(check::Arguments),
     /// Spoil the network, end modules and machines, flood the server while clients call it, and be refused by it.
     Faults(faults::Arguments),
+    /// Let processes and kernel modules call each other, and processes read each other's memory.
+    Interop(interop::Arguments),
 }
 
 #[derive(clap::Args)]
@@ -63,6 +65,7 @@ pub fn main() -> ExitCode {
         Subject::BenchRpc(arguments) => bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
         Subject::Faults(arguments) => faults::main(&arguments),
+        Subject::Interop(arguments) => interop::main(&arguments),
     };
     match result {
         Ok(Verdict::Pass) => ExitCode::SUCCESS,

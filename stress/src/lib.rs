@@ -13,8 +13,8 @@
 //! 6. [`report`] is the outcome: a table for people, `out/<target>/result.json` for programs.
 //!
 //! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
-//! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them. [`scene`] has what the
-//! last two do by hand.
+//! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them, [`interop`] lets processes
+//! and modules call each other. [`scene`] has what check and faults do by hand.
 //!
 //! [`here`] runs a template's programs as processes of this machine, without a cluster.
 //!
@@ -29,6 +29,7 @@ pub mod cli;
 pub mod cluster;
 pub mod faults;
 pub mod here;
+pub mod interop;
 pub mod interrupt;
 pub mod klog;
 pub mod modules;

@@ -16,6 +16,7 @@
 //! optional = ["payload_size"]       # follows as payload_size=… (a program's: --payload-size …) where the command line
 //!                                   # gives it
 //! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
+//! expected = ["…"]                  # log lines with these texts are no findings: the pass brings them about
 //! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
 //! ```
 //!
@@ -75,6 +76,9 @@ pub struct RunPass {
     /// `--name value` where it is a program.
     #[serde(default)]
     pub optional: Vec<String>,
+    /// Log lines with these texts are no findings while the run lasts: this pass brings them about.
+    #[serde(default)]
+    pub expected: Vec<String>,
     /// A log line with this text says that the next pass can start.
     pub ready: Option<String>,
     /// A log line with this text says that this host's part is done.
@@ -147,8 +151,10 @@ impl Pass for RunPass {
                 )
             }
         }
-        for (key, text) in [("ready", &self.ready), ("done", &self.done)] {
-            if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+        let expected = self.expected.iter().map(|text| ("expected", Some(text)));
+        let awaited = [("ready", self.ready.as_ref()), ("done", self.done.as_ref())];
+        for (key, text) in awaited.into_iter().chain(expected) {
+            if text.is_some_and(|text| text.trim().is_empty()) {
                 return Err(format!(
                     "`{key}` is empty: every log line would match; give a text or leave it out"
                 ));
@@ -394,6 +400,10 @@ mod tests {
             (pass("program = \"-p\""), "a program's name is made of"),
             (pass("module = \"../m\""), "a module's name is made of"),
             (pass("module = \"m\"\ndone = \" \""), "`done` is empty"),
+            (
+                pass("module = \"m\"\nexpected = [\"\"]"),
+                "`expected` is empty",
+            ),
             (
                 pass("module = \"m\"\narguments = \"a={b}\""),
                 "{b} is neither a parameter",

@@ -22,10 +22,6 @@ use crate::run::{inspect, parent_gid};
 use crate::settings::Machines;
 use crate::stage::{self, Act, Setting, Stage};
 
-/// Most that an empty call's round trip may be of perftest's.
-const ROUND_TRIP_BOUND: f64 = 1.3;
-const TARGET: &str = "bench-rpc";
-
 /// What the command line says.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -38,6 +34,12 @@ pub struct Arguments {
     /// Bytes that requests and replies carry: a row each.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
     sizes: Vec<u32>,
+    /// Most that the first row's round trip may be of perftest's.
+    #[arg(long, default_value_t = 1.3)]
+    bound: f64,
+    /// What it is called: results go to out/<target>.
+    #[arg(long, default_value = "bench-rpc")]
+    target: String,
     /// What runs the RPC.
     #[arg(long, default_value = "templates-run/peak-rpc-kernel-module.toml")]
     template: PathBuf,
@@ -69,7 +71,7 @@ struct Row {
 #[derive(Serialize)]
 struct Document<'a> {
     schema: &'static str,
-    target: &'static str,
+    target: &'a str,
     verdict: Verdict,
     cluster: &'a ClusterInfo,
     parameters: &'a BTreeMap<String, u64>,
@@ -80,7 +82,7 @@ struct Document<'a> {
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let mut setting = Setting::read(
-        Some(TARGET),
+        Some(&arguments.target),
         &arguments.assignments,
         &[("client_running_secs", "3"), ("server_running_secs", "60")],
         &arguments.template,
@@ -98,7 +100,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         }
         .measure()
     })?;
-    conclude(&setting, &cluster, &rows)
+    conclude(&setting, arguments.bound, &cluster, &rows)
 }
 
 struct Bench<'a> {
@@ -193,7 +195,7 @@ impl Bench<'_> {
         }
         let quiet = Progress::silent();
         let report = self.stage.perform(&Act {
-            target: TARGET,
+            target: &self.setting.target,
             hosts: pair.hosts,
             passes: &self.setting.template.passes,
             parameters: &parameters,
@@ -238,10 +240,10 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn conclude(setting: &Setting, cluster: &ClusterInfo, rows: &[Row]) -> Result<Verdict> {
+fn conclude(setting: &Setting, bound: f64, cluster: &ClusterInfo, rows: &[Row]) -> Result<Verdict> {
     // The bound is for the shortest message of the run: longer ones are shown.
     let verdict = match rows.first() {
-        Some(row) if row.round_trip_ratio <= ROUND_TRIP_BOUND => Verdict::Pass,
+        Some(row) if row.round_trip_ratio <= bound => Verdict::Pass,
         _ => Verdict::Fail,
     };
     let mut table = Table::new();
@@ -280,17 +282,17 @@ fn conclude(setting: &Setting, cluster: &ClusterInfo, rows: &[Row]) -> Result<Ve
     }
     println!("\n{table}");
     println!(
-        "medians of {} rounds; the first row's round trip may be at most {ROUND_TRIP_BOUND} times perftest's",
+        "medians of {} rounds; the first row's round trip may be at most {bound} times perftest's",
         rows.first().map_or(0, |row| row.rounds.len())
     );
     let document = Document {
         schema: "mitosis-bench-rpc/2",
-        target: TARGET,
+        target: &setting.target,
         verdict,
         cluster,
         parameters: &setting.parameters,
         rows,
-        round_trip_bound: ROUND_TRIP_BOUND,
+        round_trip_bound: bound,
     };
     let directory = setting.directory();
     std::fs::create_dir_all(&directory)

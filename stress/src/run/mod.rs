@@ -94,6 +94,9 @@ pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Repor
             ) {
                 Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
                 Ok(mut watch) => {
+                    for pass in plan.passes {
+                        watch.expect(&pass.expected);
+                    }
                     let reached = passes::perform(plan, &prepared, &mut watch, progress, interrupt);
                     evaluate::evaluate(plan, reached, &mut watch, &mut report);
                 }

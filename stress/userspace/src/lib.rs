@@ -8,3 +8,4 @@
 pub mod arguments;
 pub mod log;
 pub mod payload;
+pub mod stop;

@@ -135,6 +135,10 @@ impl Inner {
             #[cfg(feature = "verbs")]
             Address::Rdma(server) => {
                 let fabric = Verbs::connect(server, &options.verbs)?;
+                let options = &ClientOptions {
+                    spin: fabric.spin(options.spin),
+                    ..options.clone()
+                };
                 let mut calling = Calling::new(fabric, options)?;
                 open(&mut calling, address, options)?;
                 Ok(Self::Rdma(Box::new(calling)))

@@ -138,6 +138,10 @@ impl Server {
             #[cfg(feature = "verbs")]
             Address::Rdma(own) => {
                 let fabric = Verbs::serve(own, &options.verbs)?;
+                let options = &ServerOptions {
+                    spin: fabric.spin(options.spin),
+                    ..options.clone()
+                };
                 Inner::Rdma(Box::new(Serving::new(fabric, Handlers::default(), options)))
             }
             #[cfg(not(feature = "verbs"))]

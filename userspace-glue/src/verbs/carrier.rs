@@ -50,6 +50,9 @@ impl Default for Options {
     }
 }
 
+/// How long a reply over a device in software is looked for, at most.
+const SOFT_SPIN: Duration = Duration::from_millis(10);
+
 /// Receive buffers of a client, which has one peer.
 const CLIENT_RECEIVE_BUFFERS: u32 = 256;
 
@@ -144,6 +147,17 @@ impl Verbs {
             idle: 0,
             unresolved: 0,
         })
+    }
+
+    /// For how long it is worth while to look for datagrams before sleeping, if `asked` is what the caller would do. With a
+    /// device in software a sleep costs several system calls and a wake-up, beside round trips that are long; and a look that
+    /// finds nothing gives way to others, so that it keeps no processor from them.
+    pub fn spin(&self, asked: Duration) -> Duration {
+        if self.port.is_soft() && !asked.is_zero() {
+            asked.max(SOFT_SPIN)
+        } else {
+            asked
+        }
     }
 
     /// The device, and its port where that is not the first: `rxe0`, `mlx5_0/2`.
@@ -295,6 +309,10 @@ impl Fabric for Verbs {
                 break met;
             }
             let Some(arrived) = self.endpoint.receive()? else {
+                if self.port.is_soft() {
+                    // What is looked for may need this processor to arrive.
+                    std::thread::yield_now();
+                }
                 self.idle += 1;
                 if self.idle == IDLE_LOOKS {
                     self.idle = 0;

@@ -14,7 +14,7 @@ use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 use rustix::io::Errno;
 
 use super::device::Port;
-use super::failure::{errno, failed};
+use super::failure::{cause, errno, failed};
 use crate::fabric::{FabricError, FabricErrorKind, Waker};
 
 /// Which of rdma_cm's port spaces.
@@ -157,10 +157,12 @@ impl Drop for EventChannel {
     }
 }
 
+const MANAGER: &str = "/dev/infiniband/rdma_cm";
+
 fn no_manager() -> FabricError {
-    let error = errno();
+    let error = cause(MANAGER, errno());
     if error.kind() == io::ErrorKind::PermissionDenied {
-        return failed("cannot open /dev/infiniband/rdma_cm", error);
+        return failed(format!("cannot open {MANAGER}"), error);
     }
     FabricError::new(
         FabricErrorKind::NotFound,

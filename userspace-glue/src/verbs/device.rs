@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rdma_sys as sys;
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 
-use super::failure::{check, errno, failed, no_device, unknown_device};
+use super::failure::{cause, check, errno, failed, no_device, unknown_device};
 use crate::fabric::{FabricError, FabricErrorKind};
 
 /// Which of this machine's ports is used. Whatever is left open is found.
@@ -163,8 +163,11 @@ fn open_one(device: *mut sys::ibv_device, name: String) -> Result<Context, Fabri
     let raw = unsafe { sys::ibv_open_device(device) };
     let raw = NonNull::new(raw).ok_or_else(|| {
         let error = errno();
-        let what = format!("cannot open the RDMA device {name} (/dev/infiniband/uverbs*)");
-        failed(what, error)
+        // SAFETY: the caller's list holds the device, whose `dev_name` is a string in it.
+        let file = unsafe { CStr::from_ptr((*device).dev_name.as_ptr()) };
+        let path = format!("/dev/infiniband/{}", file.to_string_lossy());
+        let what = format!("cannot open the RDMA device {name} ({path})");
+        failed(what, cause(&path, error))
     })?;
     let context = Context { raw, name };
     let events = context.events();
@@ -184,6 +187,7 @@ pub(super) struct Port {
     max_work_requests: u32,
     max_completions: u32,
     max_reads: u8,
+    is_soft: bool,
 }
 
 impl fmt::Display for Port {
@@ -226,6 +230,11 @@ impl Port {
     /// Most entries of a completion queue.
     pub(super) fn max_completions(&self) -> u32 {
         self.max_completions
+    }
+
+    /// Whether this machine's processors do the device's work.
+    pub(super) fn is_soft(&self) -> bool {
+        self.is_soft
     }
 
     /// READs of a connection that may be outstanding: at most 16.
@@ -359,6 +368,11 @@ fn port(
             .max_qp_rd_atom
             .min(device.max_qp_init_rd_atom)
             .clamp(1, 16) as u8,
+        // Only hardware is a device of some bus.
+        is_soft: !std::path::Path::new("/sys/class/infiniband")
+            .join(context.name())
+            .join("device")
+            .exists(),
     };
     let active = attributes.state == sys::ibv_port_state::IBV_PORT_ACTIVE;
     Ok((active.then_some(port), state))

@@ -49,6 +49,15 @@ pub(super) fn failed(what: impl Into<String>, error: io::Error) -> FabricError {
     FabricError::new(kind, what.into(), advice).because(error)
 }
 
+/// What keeps this process from opening a device file, or `error`: the libraries look elsewhere for a file that they may not
+/// open, and then say that there is none.
+pub(super) fn cause(path: &str, error: io::Error) -> io::Error {
+    match std::fs::File::options().read(true).write(true).open(path) {
+        Err(cause) if cause.kind() == io::ErrorKind::PermissionDenied => cause,
+        _ => error,
+    }
+}
+
 /// Memory could not be pinned for the device.
 pub(super) fn not_pinned(len: usize, error: io::Error) -> FabricError {
     let refused = matches!(

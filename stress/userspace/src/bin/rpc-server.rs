@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use mitosis::{Error, HandlerFailed, Server, ServerOptions};
 use mitosis_userspace_programs::arguments::Common;
 use mitosis_userspace_programs::log::Log;
 use mitosis_userspace_programs::payload::Payloads;
-use mitosis_userspace_programs::{error, info, warning};
+use mitosis_userspace_programs::{error, info, stop, warning};
 use serde::Serialize;
 
 /// Answers the RPC stress test's calls, in one thread, for a while.
@@ -93,16 +93,10 @@ fn serve(arguments: &Arguments, log: Log) -> Result<Outcome, Error> {
             "no cluster key: every peer that reaches the address is served"
         );
     }
-    let end = Instant::now() + Duration::from_secs(arguments.running_secs);
-    let stop = Arc::new(AtomicBool::new(false));
-    let (wanted, waker) = (Arc::clone(&stop), server.shutdown_handle());
-    let handled = ctrlc::set_handler(move || {
-        wanted.store(true, Ordering::Relaxed);
-        waker.shutdown();
-    });
-    if let Err(error) = handled {
-        warning!(log, "signals end this server without a report: {error}");
+    if let Err(why) = stop::watch(server.shutdown_handle()) {
+        warning!(log, "signals end this server at once: {why}");
     }
+    let end = Instant::now() + Duration::from_secs(arguments.running_secs);
     loop {
         // Time is looked at when there is nothing else, or now and then.
         for _ in 0..1000 {
@@ -111,7 +105,7 @@ fn serve(arguments: &Arguments, log: Log) -> Result<Outcome, Error> {
                 break;
             }
         }
-        if Instant::now() >= end || stop.load(Ordering::Relaxed) {
+        if Instant::now() >= end || stop::wanted() {
             break;
         }
     }
