@@ -32,6 +32,7 @@ libibverbs-dev    programs that use RDMA devices
 librdmacm-dev     programs that use RDMA devices
 libclang-14-dev   rdma-sys, which reads their headers with it; later versions fail
 pkg-config        rdma-sys, which finds them with it
+python3           testing the Python module
 '
 vm='
 qemu-system-x86   the machines
