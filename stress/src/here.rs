@@ -96,8 +96,8 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
 struct Process {
     log: HostLog,
     child: Option<Child>,
-    /// It has said what says that its part is done.
-    done: bool,
+    /// What it says when its part is done.
+    done: Option<String>,
 }
 
 impl Process {
@@ -105,7 +105,7 @@ impl Process {
         Self {
             log: HostLog::of(name),
             child: None,
-            done: false,
+            done: None,
         }
     }
 }
@@ -158,7 +158,6 @@ impl Run<'_> {
                         .clone()
                         .all(|index| run.processes[index].log.said(done))
                 })?;
-                of_role.for_each(|index| self.processes[index].done = true);
             }
         }
         Ok(())
@@ -195,6 +194,7 @@ impl Run<'_> {
         })?;
         let lines = child.stdout.take().map(BufReader::new);
         self.processes[index].child = Some(child);
+        self.processes[index].done.clone_from(&pass.done);
         let said = self.said.clone();
         std::thread::spawn(move || {
             let lines = lines
@@ -224,7 +224,10 @@ impl Run<'_> {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => bail!("all programs have ended"),
             }
-            let ended = |process: &Process| process.log.is_lost() && !process.done;
+            let ended = |process: &Process| {
+                let done = process.done.as_ref();
+                process.log.is_lost() && !done.is_some_and(|done| process.log.said(done))
+            };
             if let Some(process) = self.processes.iter().find(|process| ended(process)) {
                 if !over(self) {
                     bail!("{}: its program has ended too early", process.log.name);
