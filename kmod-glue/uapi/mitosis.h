@@ -73,6 +73,7 @@ struct mitosis_prepare {
 #define MITOSIS_REFUSED_TOO_LARGE 5	/* address space, or descriptor */
 #define MITOSIS_REFUSED_FILE 6		/* MITOSIS_FREEZE_STRICT_FILES */
 #define MITOSIS_REFUSED_THREADS 7	/* the seed has more than one thread */
+#define MITOSIS_REFUSED_STATE 8	/* a register or setting that no child can have */
 
 /* What is known of a seed of this machine. */
 struct mitosis_seed_info {
@@ -89,7 +90,7 @@ struct mitosis_seed_info {
 	__u8 comm[16];
 };
 
-/* Seeds that the caller may see: its own, or with CAP_SYS_ADMIN all. */
+/* Seeds that the caller may see: those of its user, or with CAP_SYS_ADMIN all. */
 struct mitosis_list {
 	__u64 seeds;		/* in: address of struct mitosis_seed_info[] */
 	__u32 capacity;		/* in: how many there is room for */

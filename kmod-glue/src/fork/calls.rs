@@ -77,16 +77,33 @@ pub fn prepare(fork: &Fork, client: &Client, call: &mut uapi::Prepare) -> Result
     }
 }
 
-/// Whether the caller may see a seed and end it.
-fn is_mine(client: &Client, seed: &Seed) -> bool {
-    seed.owner == client.number || is_admin()
+/// Whose seeds the caller may see and end: those of its user, or as an administrator all.
+struct Sight {
+    admin: bool,
+    uid: u32,
+}
+
+impl Sight {
+    fn of_caller() -> Sight {
+        let mut me = ffi::Identity::EMPTY;
+        // SAFETY: `me` is valid during the call.
+        unsafe { ffi::mitosis_task_identity(&mut me) };
+        Sight {
+            admin: is_admin(),
+            uid: me.uid,
+        }
+    }
+
+    fn has(&self, seed: &Seed) -> bool {
+        self.admin || seed.uid == self.uid
+    }
 }
 
 /// `MITOSIS_UNPREPARE`
-pub fn unprepare(fork: &Fork, client: &Client, call: &uapi::SeedId) -> Result<i32, Errno> {
+pub fn unprepare(fork: &Fork, call: &uapi::SeedId) -> Result<i32, Errno> {
     let seed = fork.seeds.find(call.id, call.generation);
     let seed = seed.ok_or(Errno::NO_ENTRY)?;
-    if !is_mine(client, &seed) {
+    if !Sight::of_caller().has(&seed) {
         return Err(Errno::NOT_PERMITTED);
     }
     seed.revoke();
@@ -122,12 +139,11 @@ fn info(seed: &Seed) -> uapi::SeedInfo {
 }
 
 /// `MITOSIS_LIST`
-pub fn list(fork: &Fork, client: &Client, call: &mut uapi::List) -> Result<i32, Errno> {
+pub fn list(fork: &Fork, call: &mut uapi::List) -> Result<i32, Errno> {
     let mut from = 0;
     let mut count = 0u32;
-    let admin = is_admin();
-    let mine = |seed: &Seed| admin || seed.owner == client.number;
-    while let Some((index, seed)) = fork.seeds.next(from, mine) {
+    let sight = Sight::of_caller();
+    while let Some((index, seed)) = fork.seeds.next(from, |seed| sight.has(seed)) {
         from = index + 1;
         if count < call.capacity {
             let info = info(&seed);
@@ -142,10 +158,10 @@ pub fn list(fork: &Fork, client: &Client, call: &mut uapi::List) -> Result<i32, 
 }
 
 /// `MITOSIS_QUERY`
-pub fn query(fork: &Fork, client: &Client, call: &mut uapi::SeedInfo) -> Result<i32, Errno> {
+pub fn query(fork: &Fork, call: &mut uapi::SeedInfo) -> Result<i32, Errno> {
     let seed = fork.seeds.find(call.seed.id, call.seed.generation);
     let seed = seed.ok_or(Errno::NO_ENTRY)?;
-    if !is_mine(client, &seed) {
+    if !Sight::of_caller().has(&seed) {
         return Err(Errno::NOT_PERMITTED);
     }
     *call = info(&seed);

@@ -91,10 +91,10 @@ pub unsafe extern "C" fn mitosis_client_call(
         }),
         uapi::PREPARE => with(bytes, |call| calls::prepare(fork, client, call)),
         uapi::UNPREPARE => with(bytes, |call: &mut uapi::SeedId| {
-            calls::unprepare(fork, client, call)
+            calls::unprepare(fork, call)
         }),
-        uapi::LIST => with(bytes, |call| calls::list(fork, client, call)),
-        uapi::QUERY => with(bytes, |call| calls::query(fork, client, call)),
+        uapi::LIST => with(bytes, |call| calls::list(fork, call)),
+        uapi::QUERY => with(bytes, |call| calls::query(fork, call)),
         uapi::OPEN => with(bytes, |call| calls::open(fork, call)),
         uapi::CONNECT => with(bytes, |call: &mut uapi::Machine| calls::connect(fork, call)),
         uapi::DISCONNECT => with(bytes, |call: &mut uapi::Machine| {
