@@ -30,7 +30,7 @@ const FOLLOW: &str =
 /// is left that keeps the session open when it ends by itself.
 const LIFELINE: [&str; 2] = [
     "exec 3<&0; ",
-    " 3<&- & p=$!; { read -r end; kill $p; } <&3 >/dev/null 2>&1 & l=$!; exec 3<&-; wait $p; s=$?; kill $l; exit $s",
+    " 3<&- & p=$!; { read -r end; kill $p; } <&3 >/dev/null 2>&1 & l=$!; exec 3<&-; wait $p; s=$?; kill $l 2>/dev/null; exit $s",
 ];
 
 /// How often a wait looks at the interrupt.
