@@ -26,8 +26,12 @@ use crate::progress::Progress;
 const FOLLOW: &str =
     "exec 3<&0; { cat <&3; kill $$; } >/dev/null 2>&1 & exec 3<&-; exec cat /dev/kmsg";
 
-/// Before a program: as with [`FOLLOW`], but what its shell becomes may end in its own time when it is told to.
-const LIFELINE: &str = "exec 3<&0; { cat <&3; kill $$; } >/dev/null 2>&1 & exec 3<&-; exec ";
+/// Around a program: it is told to end when its lifeline does, and then ends in its own time, with its own status. Nothing
+/// is left that keeps the session open when it ends by itself.
+const LIFELINE: [&str; 2] = [
+    "exec 3<&0; ",
+    " 3<&- & p=$!; { read -r end; kill $p; } <&3 >/dev/null 2>&1 & l=$!; exec 3<&-; wait $p; s=$?; kill $l 2>/dev/null; exit $s",
+];
 
 /// How often a wait looks at the interrupt.
 const TICK: Duration = Duration::from_millis(50);
@@ -206,7 +210,8 @@ impl<'a> Watch<'a> {
 
     /// Starts the program of the command `script` on a host. What it prints is part of the host's log.
     pub fn spawn_program(&mut self, host: usize, script: &str) -> Result<Task> {
-        let script = format!("{LIFELINE}{script}");
+        let [before, after] = LIFELINE;
+        let script = format!("{before}{script}{after}");
         self.stream(host, Purpose::Program, &script).map(Task)
     }
 

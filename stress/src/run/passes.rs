@@ -288,15 +288,22 @@ fn await_done(
     Ok(())
 }
 
-/// Tells a pass's programs to end, and waits until they have.
+/// Tells a pass's programs to end, and waits until they have. One that has said that it is done ends by itself.
 fn end_programs(
     plan: &Plan<'_>,
     watch: &mut Watch<'_>,
     progress: &Progress,
-    program: &str,
+    (program, done): (&str, Option<&str>),
     tasks: &[(usize, Task)],
 ) {
     progress.step(&format!("ending {program}"));
+    let leaving = |watch: &Watch<'_>| {
+        tasks.iter().all(|&(host, task)| {
+            let said = done.is_some_and(|text| watch.logs[host].said(text));
+            !said || watch.ended(task).is_some() || watch.logs[host].is_lost()
+        })
+    };
+    let _ = watch.wait(plan.deadlines.unload, Patience::Stubborn, leaving);
     for &(_, task) in tasks {
         watch.end_program(task);
     }
@@ -328,7 +335,13 @@ fn end_programs(
 fn unload(plan: &Plan<'_>, watch: &mut Watch<'_>, progress: &Progress, started: &[Started<'_>]) {
     for Started { pass, tasks } in started.iter().rev() {
         if let Some(program) = &pass.program {
-            end_programs(plan, watch, progress, program, tasks);
+            end_programs(
+                plan,
+                watch,
+                progress,
+                (program, pass.done.as_deref()),
+                tasks,
+            );
         }
         let Some(module) = &pass.module else { continue };
         progress.step(&format!("unloading {module}"));
