@@ -14,7 +14,7 @@
 //!
 //! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
 //! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them. [`scene`] has what the
-//! last two do by hand.
+//! last two do by hand. [`lean`] is a program of its own, which the runner starts on the hosts.
 //!
 //! Principles: wait for what a host says, never for a while; every wait has a deadline and ends early when something is
 //! already known to be wrong; whatever was started is ended, also after Ctrl-C; work that was not verified is not
@@ -28,6 +28,7 @@ pub mod cluster;
 pub mod faults;
 pub mod interrupt;
 pub mod klog;
+pub mod lean;
 pub mod modules;
 pub mod parameters;
 pub mod progress;
