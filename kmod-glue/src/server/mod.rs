@@ -6,6 +6,7 @@
 mod peers;
 mod refusals;
 mod resolver;
+pub mod service;
 mod serving;
 mod slots;
 
@@ -18,6 +19,7 @@ use mitosis_core::wire::MAX_MESSAGE;
 use self::peers::Peers;
 use self::refusals::Refusals;
 use self::resolver::{Jobs, Resolver, Results};
+use self::service::Echo;
 use self::serving::{PortLine, Serving};
 use self::slots::Budget;
 use crate::cm::{Listener, Queues};
@@ -218,8 +220,10 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
         jobs_out: 0,
         results: results_out,
         wake_resolver: &wake_resolver,
-        test_rpc_id: settings.test_rpc_id,
-        maker: Maker::default(),
+        service: Echo {
+            rpc_id: settings.test_rpc_id,
+            maker: Maker::default(),
+        },
         refusals: Refusals::default(),
         unresolved: 0,
         noise: 0,

@@ -10,6 +10,7 @@ use mitosis_core::wire::{ErrorCode, Header, Malformed};
 use super::peers::{Peer, Peers};
 use super::refusals::Refusals;
 use super::resolver::{Found, Job, IN_FLIGHT};
+use super::service::Service;
 use super::slots::{Budget, SlotBuffers};
 use super::{kernel, Failure};
 use crate::devices::{Devices, Port};
@@ -17,7 +18,6 @@ use crate::endpoint::{Endpoint, Source};
 use crate::errno::Errno;
 use crate::memory::Table;
 use crate::module::Control;
-use crate::payload::Maker;
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, Destination, ProtectionDomain, BATCH, GRH_LEN};
 use crate::{error, info, warning};
@@ -51,7 +51,7 @@ impl<'a> PortLine<'a> {
 
 /// The serving thread's state. Fields are dropped in this order: queue pairs before what they send from, and address
 /// handles after the queue pairs whose sends name them.
-pub struct Serving<'a> {
+pub struct Serving<'a, S> {
     /// Its ports.
     pub lines: Table<PortLine<'a>>,
     /// The clients' addresses.
@@ -70,10 +70,8 @@ pub struct Serving<'a> {
     pub results: Consumer<'a, Found, IN_FLIGHT>,
     /// Signalled when it has a job.
     pub wake_resolver: &'a Event,
-    /// The test's only function.
-    pub test_rpc_id: u32,
-    /// Makes replies.
-    pub maker: Maker,
+    /// What requests do.
+    pub service: S,
     /// Says whom it refuses.
     pub refusals: Refusals,
     /// Senders that were not found.
@@ -93,7 +91,7 @@ enum Next {
     Reply(Transmission),
 }
 
-impl Serving<'_> {
+impl<S: Service> Serving<'_, S> {
     /// Serves until its time is over or it is to stop.
     pub fn run(
         &mut self,
@@ -291,11 +289,12 @@ impl Serving<'_> {
                 let len = request.payload.len();
                 let slot = line.slots.get_mut(request.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if request.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
+                    _ if !self.service.knows(request.rpc_id) => Err(ErrorCode::NoSuchRpc),
                     None => Err(ErrorCode::HandlerFailed),
-                    Some(slot) => slot
-                        .reply(len, pd, outbox, &mut self.budget)
-                        .and_then(|reply| self.maker.answer(chunks, len, reply)),
+                    Some(slot) => {
+                        let (_, room) = slot.halves(len, pd, outbox, &mut self.budget);
+                        self.service.answer(request.rpc_id, chunks, len, room)
+                    }
                 };
                 (request.dispatched, result)
             }
@@ -303,18 +302,17 @@ impl Serving<'_> {
                 let len = segment.message_len as usize;
                 let slot = line.slots.get_mut(segment.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if segment.rpc_id != self.test_rpc_id => Err(ErrorCode::NoSuchRpc),
+                    _ if !self.service.knows(segment.rpc_id) => Err(ErrorCode::NoSuchRpc),
                     None => Err(ErrorCode::HandlerFailed),
                     Some(slot) => match slot.take(&segment, pd, &mut self.budget) {
                         Err(code) => Err(code),
                         Ok(()) if !segment.complete => {
                             return Ok(Next::Answer(segment.answer_len));
                         }
-                        Ok(()) => slot
-                            .request_and_reply(len, pd, outbox, &mut self.budget)
-                            .and_then(|(request, reply)| {
-                                self.maker.answer(request.chunks(len), len, reply)
-                            }),
+                        Ok(()) => {
+                            let (request, room) = slot.halves(len, pd, outbox, &mut self.budget);
+                            self.service.answer(segment.rpc_id, request, len, room)
+                        }
                     },
                 };
                 (segment.dispatched, result)

@@ -44,6 +44,32 @@ pub struct SlotBuffers {
     reply: Option<Reply>,
 }
 
+/// Room for a reply, which is given once its length is known.
+pub struct ReplyRoom<'r, 'o> {
+    reply: &'r mut Option<Reply>,
+    pd: &'r ProtectionDomain,
+    outbox: &'r mut Outbox<'o>,
+    budget: &'r mut Budget,
+}
+
+impl<'r> ReplyRoom<'r, '_> {
+    /// The buffer for a reply of `len` bytes.
+    #[inline]
+    pub fn of(self, len: usize) -> Result<&'r mut PagedBuffer, ErrorCode> {
+        if self.reply.is_none() {
+            *self.reply = Some(Reply {
+                buffer: PagedBuffer::new(self.pd, 0).map_err(|_| ErrorCode::Busy)?,
+                ticket: Ticket::default(),
+            });
+        }
+        let reply = self.reply.as_mut().ok_or(ErrorCode::HandlerFailed)?;
+        if reply.buffer.capacity() < len {
+            reply.resize(len, self.pd, self.outbox, self.budget)?;
+        }
+        Ok(&mut reply.buffer)
+    }
+}
+
 struct Reply {
     buffer: PagedBuffer,
     /// The last send from it that asked for a completion.
@@ -83,41 +109,23 @@ impl SlotBuffers {
         }
     }
 
-    /// The buffer for a reply of `len` bytes.
+    /// The parts of the request that was put together, as far as they are `len` bytes, and room for its reply.
     #[inline]
-    pub fn reply(
-        &mut self,
+    pub fn halves<'r, 'o>(
+        &'r mut self,
         len: usize,
-        pd: &ProtectionDomain,
-        outbox: &mut Outbox<'_>,
-        budget: &mut Budget,
-    ) -> Result<&mut PagedBuffer, ErrorCode> {
-        if self.reply.is_none() {
-            self.reply = Some(Reply {
-                buffer: PagedBuffer::new(pd, 0).map_err(|_| ErrorCode::Busy)?,
-                ticket: Ticket::default(),
-            });
-        }
-        let reply = self.reply.as_mut().ok_or(ErrorCode::HandlerFailed)?;
-        if reply.buffer.capacity() < len {
-            reply.resize(len, pd, outbox, budget)?;
-        }
-        Ok(&mut reply.buffer)
-    }
-
-    /// The request that was put together, and the buffer for a reply of `len` bytes.
-    pub fn request_and_reply(
-        &mut self,
-        len: usize,
-        pd: &ProtectionDomain,
-        outbox: &mut Outbox<'_>,
-        budget: &mut Budget,
-    ) -> Result<(&PagedBuffer, &mut PagedBuffer), ErrorCode> {
-        self.reply(len, pd, outbox, budget)?;
-        match (&self.request, &mut self.reply) {
-            (Some(request), Some(reply)) => Ok((request, &mut reply.buffer)),
-            _ => Err(ErrorCode::HandlerFailed),
-        }
+        pd: &'r ProtectionDomain,
+        outbox: &'r mut Outbox<'o>,
+        budget: &'r mut Budget,
+    ) -> (impl Iterator<Item = &'r [u8]>, ReplyRoom<'r, 'o>) {
+        let room = ReplyRoom {
+            reply: &mut self.reply,
+            pd,
+            outbox,
+            budget,
+        };
+        let request = self.request.iter();
+        (request.flat_map(move |buffer| buffer.chunks(len)), room)
     }
 
     /// Sends a part of the reply.
