@@ -15,7 +15,7 @@ use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
-use crate::template::{RunPass, Template};
+use crate::template::{counts, RunPass, Template};
 use crate::{bench, build, check, faults};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
@@ -94,7 +94,11 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
     // What an earlier run left there is not this one's.
     let _ = std::fs::remove_file(directory.join("result.json"));
 
-    let mut report = Report::of(template.target(), parameters.clone());
+    let mut report = Report::of(
+        template.target(),
+        parameters.clone(),
+        counts(&template.passes),
+    );
     let progress = Progress::new();
     let setting = Setting {
         settings: &settings,

@@ -71,6 +71,30 @@ pub struct RunPass {
     pub ready: Option<String>,
     /// A log line with this text says that this host's part is done.
     pub done: Option<String>,
+    /// What its hosts report of themselves at its end.
+    #[serde(default)]
+    pub counts: Counts,
+}
+
+/// What a run counts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Counts {
+    /// Answered requests, as the RPC's modules do.
+    #[default]
+    Requests,
+    /// Verified containers, as `mitosis-lean` does.
+    Containers,
+}
+
+/// What a run with these passes counts.
+pub fn counts(passes: &[RunPass]) -> Counts {
+    let containers = |pass: &RunPass| pass.counts == Counts::Containers;
+    if passes.iter().any(containers) {
+        Counts::Containers
+    } else {
+        Counts::Requests
+    }
 }
 
 /// One step of a build, on the machine that the runner is on unless it says `each = "host"`.

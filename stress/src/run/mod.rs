@@ -95,7 +95,7 @@ pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Repor
                 Err(error) => report.findings.push(finding_of(&error, plan.hosts)),
                 Ok(mut watch) => {
                     let reached = passes::perform(plan, &prepared, &mut watch, progress, interrupt);
-                    evaluate::evaluate(plan, reached, &mut watch, &mut report);
+                    evaluate::evaluate(plan, &reached, &mut watch, &mut report);
                 }
             }
         }

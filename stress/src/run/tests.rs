@@ -226,13 +226,13 @@ fn a_good_run_passes_with_the_sums_of_its_clients() {
     assert_eq!(report.verdict(), Verdict::Pass);
     assert_eq!(
         (
-            report.totals.requests,
-            report.totals.requests_per_s,
-            report.totals.errors
+            report.totals.done(),
+            report.totals.done_per_s(),
+            report.totals.errors()
         ),
-        (2000, 4000, 0)
+        (2000, 4000.0, 0)
     );
-    let latency = report.totals.latency_ns.unwrap();
+    let latency = report.totals.latency_ns().unwrap();
     assert_eq!((latency.p50, latency.p999, latency.max), (31, 31, 30));
     let names: Vec<&str> = report.hosts.iter().map(|host| host.name.as_str()).collect();
     assert_eq!(names, ["val02", "val03"]);
@@ -273,7 +273,7 @@ fn an_error_line_ends_the_run_at_once() {
     let report = fake.fails("val03", Kind::Error, "no server there");
     assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
     // The others' work is still told.
-    assert_eq!(report.totals.requests, 1000);
+    assert_eq!(report.totals.done(), 1000);
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn what_the_kernel_says_while_unloading_counts() {
     );
     let report = fake.fails("val01", Kind::Warning, "cq.c:315");
     assert_eq!(report.findings.len(), 1);
-    assert_eq!(report.totals.requests, 2000);
+    assert_eq!(report.totals.done(), 2000);
 }
 
 #[test]
