@@ -73,7 +73,16 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         machines.kernel = series.context("there is no other kernel")?.to_string();
     }
     if let (false, Some(path)) = (vm::inside_namespace(), &template.build) {
-        build::update(path, &build::kernels(&other)?, &other, &arguments.out)?;
+        build::update(
+            path,
+            template
+                .passes
+                .iter()
+                .find_map(|pass| pass.module.as_deref()),
+            &build::kernels(&other)?,
+            &other,
+            &arguments.out,
+        )?;
     }
 
     let directory = arguments.out.join("module-checks");

@@ -5,7 +5,8 @@
 //!
 //! 1. [`cli`] takes the command line apart; [`settings`] says which cluster, [`template`] what to do there, and
 //!    [`parameters`] refuses what makes no sense before anything starts.
-//! 2. [`build`] brings the kernel modules up to date for each kernel of the cluster; [`modules`] knows their files.
+//! 2. [`build`] brings the kernel modules up to date for each kernel of the cluster, and what else runs there; [`modules`]
+//!    and [`programs`] know their files.
 //! 3. [`cluster`] has the hosts: machines of its own, or those of the user's `makefile`. Nothing above it knows which.
 //! 4. [`run`] inspects the hosts, loads the modules in the template's order, waits for what they say, and unloads them.
 //! 5. [`klog`] follows every host's kernel log meanwhile: it shows the lines, reads the figures out of those that the
@@ -31,6 +32,7 @@ pub mod klog;
 pub mod lean;
 pub mod modules;
 pub mod parameters;
+pub mod programs;
 pub mod progress;
 pub mod refusal;
 pub mod report;

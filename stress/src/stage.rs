@@ -171,13 +171,17 @@ fn prepare(setting: &Setting<'_>) -> Result<()> {
 }
 
 fn update(setting: &Setting<'_>) -> Result<()> {
-    match &setting.template.build {
+    let template = setting.template;
+    if let Some(path) = &template.build {
+        let module = template
+            .passes
+            .iter()
+            .find_map(|pass| pass.module.as_deref());
+        let kernels = build::kernels(setting.settings)?;
+        build::update(path, module, &kernels, setting.settings, setting.out)?;
+    }
+    match &template.programs {
+        Some(path) => build::update_programs(path, setting.settings, setting.out),
         None => Ok(()),
-        Some(path) => build::update(
-            path,
-            &build::kernels(setting.settings)?,
-            setting.settings,
-            setting.out,
-        ),
     }
 }

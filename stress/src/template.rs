@@ -14,6 +14,16 @@
 //! optional = ["payload_size"]       # follows as payload_size=… where the command line gives it
 //! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
 //! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
+//!
+//! [[pass]]
+//! name = "the parent"
+//! role = "parent"
+//! program = "lean-parent"           # copied there out of out/programs, and run in the directory that it is copied to
+//! files = ["lean-parent.data"]      # copied with it
+//! ready = "prepared: "              # in what a program prints; without it, the run lasts until the program ends
+//! gives = ["seed"]                  # values for later passes: the words seed=… of its ready line
+//! left = "./mitosis-lean left"      # run before anything is unloaded; fails where something is left behind
+//! counts = "containers"             # what it reports is that of `mitosis-lean`
 //! ```
 //!
 //! A build's pass has `each = "kernel"`, `"host"` or `"once"` and a `command`. `{name}` stands for a parameter or for one
@@ -45,6 +55,8 @@ pub struct Template<P> {
     pub optional: BTreeSet<String>,
     /// The build template that makes its modules.
     pub build: Option<PathBuf>,
+    /// The build template that makes its programs.
+    pub programs: Option<PathBuf>,
     /// In order.
     pub passes: Vec<P>,
 }
@@ -59,16 +71,26 @@ pub struct RunPass {
     pub role: Role,
     /// A kernel module to load…
     pub module: Option<String>,
-    /// …or a shell command to run, as root.
+    /// …or a shell command to run, as root…
     pub command: Option<String>,
+    /// …or a program of [`crate::programs`] to run, as root.
+    pub program: Option<String>,
+    /// Files of the same place that the program needs.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// What follows the module or the command, with placeholders.
     #[serde(default)]
     pub arguments: String,
     /// Parameters that have no value unless the command line gives one; they follow the arguments as `name=value`.
     #[serde(default)]
     pub optional: Vec<String>,
-    /// A log line with this text says that the next pass can start.
+    /// A log line with this text, or a line of the program's, says that the next pass can start.
     pub ready: Option<String>,
+    /// Values that later passes may use: the program's ready line has each as `name=value`.
+    #[serde(default)]
+    pub gives: Vec<String>,
+    /// A shell command, run before anything is unloaded: it fails where something of this pass is left behind.
+    pub left: Option<String>,
     /// A log line with this text says that this host's part is done.
     pub done: Option<String>,
     /// What its hosts report of themselves at its end.
@@ -107,6 +129,9 @@ pub struct BuildPass {
     pub each: Each,
     /// A shell command, with placeholders.
     pub command: String,
+    /// The modules that it makes. A run that loads one of these brings it up to date with the template that made it last.
+    #[serde(default)]
+    pub makes: Vec<String>,
 }
 
 /// How often a build's pass happens.
@@ -131,6 +156,10 @@ pub trait Pass: DeserializeOwned {
     fn optional(&self) -> &[String] {
         &[]
     }
+    /// Values that later passes may use.
+    fn gives(&self) -> &[String] {
+        &[]
+    }
     /// Whatever serde cannot say.
     fn check(&self) -> Result<(), String>;
 }
@@ -141,6 +170,7 @@ impl Pass for RunPass {
     fn texts(&self) -> Vec<&str> {
         let mut texts = vec![self.arguments.as_str()];
         texts.extend(self.command.as_deref());
+        texts.extend(self.left.as_deref());
         texts
     }
 
@@ -148,13 +178,33 @@ impl Pass for RunPass {
         &self.optional
     }
 
+    fn gives(&self) -> &[String] {
+        &self.gives
+    }
+
     fn check(&self) -> Result<(), String> {
-        match (&self.module, &self.command) {
-            (Some(module), None) => check_module_name(module)?,
-            (None, Some(command)) if !command.trim().is_empty() => {}
-            (None, Some(_)) => return Err("`command` is empty".into()),
-            (Some(_), Some(_)) => return Err("it has both `module` and `command`; keep one".into()),
-            (None, None) => return Err("it has neither `module` nor `command`".into()),
+        match (&self.module, &self.command, &self.program) {
+            (Some(module), None, None) => check_module_name(module)?,
+            (None, Some(command), None) if !command.trim().is_empty() => {}
+            (None, Some(_), None) => return Err("`command` is empty".into()),
+            (None, None, Some(program)) => check_file_name("program", program)?,
+            (None, None, None) => {
+                return Err("it has neither `module` nor `command` nor `program`".into())
+            }
+            _ => {
+                return Err(
+                    "it has more than one of `module`, `command` and `program`; keep one".into(),
+                )
+            }
+        }
+        for file in &self.files {
+            check_file_name("files", file)?;
+        }
+        if !self.gives.is_empty() && (self.program.is_none() || self.ready.is_none()) {
+            return Err("`gives` takes a `program` with a `ready` line to give values".into());
+        }
+        if self.counts == Counts::Containers && self.program.is_none() {
+            return Err("`counts = \"containers\"` takes a `program` that counts them".into());
         }
         for (key, text) in [("ready", &self.ready), ("done", &self.done)] {
             if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
@@ -178,6 +228,12 @@ impl Pass for BuildPass {
         if self.command.trim().is_empty() {
             return Err("`command` is empty".into());
         }
+        for module in &self.makes {
+            check_module_name(module)?;
+        }
+        if self.each != Each::Kernel && !self.makes.is_empty() {
+            return Err("`makes` names modules, which are made with each = \"kernel\"".into());
+        }
         if self.each != Each::Kernel && self.command.contains("{release}") {
             return Err("`{release}` has a value only in a pass with each = \"kernel\"".into());
         }
@@ -192,6 +248,17 @@ fn check_module_name(name: &str) -> Result<(), String> {
     }
     Err(format!(
         "`module` is {name:?}; a module's name is made of letters, digits and _"
+    ))
+}
+
+/// A name below a directory, and a word of a shell command.
+fn check_file_name(key: &str, name: &str) -> Result<(), String> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+    if name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.bytes().all(fine) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` is {name:?}; the name of a program or file is made of letters, digits, _, - and dots"
     ))
 }
 
@@ -246,13 +313,13 @@ impl<P: Pass> Template<P> {
             }
         }
 
-        let build = match table.remove("build") {
-            None => None,
+        let (build, programs) = match table.remove("build") {
+            None => (None, None),
             Some(value) => {
                 let build: Build = value.try_into().map_err(|error: toml::de::Error| {
                     refuse(format!("[build]: {}", error.message()))
                 })?;
-                Some(build.template)
+                (Some(build.template), build.programs)
             }
         };
 
@@ -269,15 +336,20 @@ impl<P: Pass> Template<P> {
             parameters.insert(name, number);
         }
 
+        let mut given: Vec<&str> = Vec::new();
         for (place, pass) in &passes {
             for text in pass.texts() {
                 fill(text, |name| {
-                    (parameters.contains_key(name) || P::VALUES.contains(&name)).then(String::new)
+                    let known = parameters.contains_key(name)
+                        || P::VALUES.contains(&name)
+                        || given.contains(&name);
+                    known.then(String::new)
                 })
                 .map_err(|name| {
-                    refuse(format!("{place}: {{{name}}} is neither a parameter of this template nor one of {:?}", P::VALUES))
+                    refuse(format!("{place}: {{{name}}} is neither a parameter of this template nor one of {:?}, nor given by an earlier pass", P::VALUES))
                 })?;
             }
+            given.extend(pass.gives().iter().map(String::as_str));
         }
         let passes: Vec<P> = passes.into_iter().map(|(_, pass)| pass).collect();
         let optional = passes.iter().flat_map(|pass| pass.optional()).cloned();
@@ -286,6 +358,7 @@ impl<P: Pass> Template<P> {
             optional: optional.collect(),
             parameters,
             build,
+            programs,
             passes,
         })
     }
@@ -295,6 +368,7 @@ impl<P: Pass> Template<P> {
 #[serde(deny_unknown_fields)]
 struct Build {
     template: PathBuf,
+    programs: Option<PathBuf>,
 }
 
 /// Replaces each `{name}` in `text` by its value. Braces around anything but a lower-case name stay as they are.
@@ -390,16 +464,33 @@ mod tests {
                 pass("modul = \"m\""),
                 "pass 1 (\"p\"): unknown field `modul`",
             ),
-            (pass(""), "neither `module` nor `command`"),
+            (pass(""), "neither `module` nor `command` nor `program`"),
             (
                 pass("module = \"m\"\ncommand = \"c\""),
-                "both `module` and `command`",
+                "more than one of `module`, `command` and `program`",
             ),
             (pass("module = \"../m\""), "a module's name is made of"),
             (pass("module = \"m\"\ndone = \" \""), "`done` is empty"),
             (
                 pass("module = \"m\"\narguments = \"a={b}\""),
                 "{b} is neither a parameter",
+            ),
+            (pass("program = \"../p\""), "the name of a program or file"),
+            (
+                pass("program = \"p\"\nfiles = [\"/etc/x\"]"),
+                "the name of a program or file",
+            ),
+            (
+                pass("program = \"p\"\ngives = [\"seed\"]"),
+                "`gives` takes a `program`",
+            ),
+            (
+                pass("module = \"m\"\ncounts = \"containers\""),
+                "takes a `program` that counts them",
+            ),
+            (
+                pass("program = \"p\"\narguments = \"{seed}\""),
+                "nor given by an earlier pass",
             ),
             (
                 pass("module = \"m\"\n[build]\ntemplat = \"x\""),

@@ -15,7 +15,7 @@ use anyhow::{bail, Context, Result};
 
 use super::audit::{self, Finding, Kind};
 use super::lines;
-pub use super::log::HostLog;
+pub use super::log::{HostLog, Said};
 use super::record::{self, Record};
 use crate::cluster::{Fallen, Host};
 use crate::interrupt::{Interrupt, Interrupted};
@@ -87,6 +87,8 @@ struct Stream {
     purpose: Purpose,
     child: Child,
     lifeline: Option<ChildStdin>,
+    /// Of a task: what it printed.
+    said: Vec<Said>,
     ended: Option<Ended>,
 }
 
@@ -198,6 +200,18 @@ impl<'a> Watch<'a> {
     /// How `task` ended, once it has.
     pub fn ended(&self, task: Task) -> Option<&Ended> {
         self.streams.get(task.0)?.ended.as_ref()
+    }
+
+    /// What `task` has printed so far.
+    pub fn said(&self, task: Task) -> &[Said] {
+        self.streams.get(task.0).map_or(&[], |stream| &stream.said)
+    }
+
+    /// Ends the standard input of `task`, which tells it to end.
+    pub fn dismiss(&mut self, task: Task) {
+        if let Some(stream) = self.streams.get_mut(task.0) {
+            stream.lifeline = None;
+        }
     }
 
     /// Notes something that no log says.
@@ -338,6 +352,7 @@ impl<'a> Watch<'a> {
             purpose,
             child,
             lifeline,
+            said: Vec::new(),
             ended: None,
         });
         Ok(stream)
@@ -355,8 +370,11 @@ impl<'a> Watch<'a> {
                     Purpose::Task => {
                         // Shown in the form of a log line, and never mistaken for one.
                         let name = &self.logs[host].name;
-                        self.progress
-                            .line(&format!("@{name:<9} {}", text.trim_end()));
+                        let text = text.trim_end().to_string();
+                        if !lines::is_buckets(&text) {
+                            self.progress.line(&format!("@{name:<9} {text}"));
+                        }
+                        self.streams[stream].said.push(Said { at, text });
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! From what the machines said to figures and findings.
 
+mod containers;
 mod requests;
 
 use mitosis_core::histogram::Histogram;
@@ -20,7 +21,7 @@ pub(super) fn evaluate(
 ) {
     match template::counts(plan.passes) {
         Counts::Requests => requests::evaluate(plan, reached, watch, report),
-        Counts::Containers => {}
+        Counts::Containers => containers::evaluate(reached, watch, report),
     }
     report.findings.append(&mut watch.findings);
 }
