@@ -55,6 +55,15 @@ build-rpc-checksum: setup ## build the kernel modules with checksummed payloads,
 peak-rpc-kernel-module: setup ## run the RPC stress test with the modules that were built last
 	@$(call STRESS,run templates-run/peak-rpc-kernel-module.toml)
 
+.PHONY: build-lean-container-bench
+build-lean-container-bench: setup ## build the C++ parent, the lean containers, and mitosis.ko for each kernel of the cluster
+	@$(call STRESS,build templates-build/template-build-cpp.toml)
+	@$(call STRESS,build templates-build/template-build-mitosis.toml)
+
+.PHONY: peak-lean-container
+peak-lean-container: setup ## fork a C++ program into lean containers on the clients, one after another
+	@$(call STRESS,run templates-run/peak-lean-container.toml)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)
