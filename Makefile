@@ -85,9 +85,10 @@ test: setup ## everything that CI runs: formatting, lints, tests, module builds,
 	@stress/test.sh
 
 .PHONY: fuzz
-fuzz: setup ## fuzz the datagram parser for FUZZ_SECONDS=60
+fuzz: setup ## fuzz each parser for FUZZ_SECONDS=60
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 	$(CARGO) fuzz run rpc_decode -- -max_total_time=$(FUZZ_SECONDS)
+	$(CARGO) fuzz run descriptor_decode -- -max_total_time=$(FUZZ_SECONDS)
 
 .PHONY: clean
 clean: ## unload modules that a killed run left on a real cluster, and remove out/

@@ -1,6 +1,10 @@
 //! The bodies of the fuzz targets. Each panics if what it states does not hold; the endpoints never
 //! do.
 
+mod descriptor;
+
+pub use descriptor::{descriptor_decode, descriptor_decode_seeds};
+
 use heapless::{Deque, Vec};
 
 use crate::rpc::client::{CallSlot, Client, ClientConfig, Event, RequestId};

@@ -15,13 +15,15 @@
 //! | [`wire`] | the bytes of a datagram, parsed once and checked completely | what a datagram means for a session |
 //! | [`session`] | identities, proofs of membership, the bounded tables of sessions and slots | calls |
 //! | [`rpc`] | the two endpoints: handshake, windows of calls, segmentation, retransmission, at-most-once execution | queue pairs, threads, time |
+//! | [`descriptor`] | what a process is that is to be forked elsewhere, apart from its pages | pages, and putting any of it into effect |
 //! | [`sync`] | the lock-free structures, the only `unsafe` code here | anything that could live elsewhere |
 //! | [`histogram`] | latencies in constant memory | formatting of reports |
 //!
-//! The specification of the bytes is `docs/wire.md`; comments cite it as 'wire.md §n'.
+//! The specifications of the bytes are `docs/wire.md` and `docs/descriptor.md`; comments cite them
+//! as 'wire.md §n' and 'descriptor.md §n'.
 //!
-//! Nothing that a datagram or a caller can contain makes this crate panic: there is no indexing, no
-//! unchecked range and no arithmetic that may overflow, and the fuzz target `rpc_decode` looks for
+//! Nothing that a datagram, a descriptor or a caller can contain makes this crate panic: there is no
+//! indexing, no unchecked range and no arithmetic that may overflow, and the fuzz targets look for
 //! exceptions to that.
 
 #![no_std]
@@ -30,6 +32,7 @@
 #[cfg(any(test, rdma_loom))]
 extern crate std;
 
+pub mod descriptor;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod histogram;
