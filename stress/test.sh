@@ -58,13 +58,13 @@ run() {
 }
 
 faults() {
-    $cargo run --quiet --locked --package mitosis-stress -- faults --short KERNEL=6.12
+    $cargo run --quiet --locked --package mitosis-stress -- faults "$@" KERNEL=6.12
 }
 
 # Whatever modules were made last, a run brings those up to date: the plain ones are made again at the end.
 checksums() {
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-checksum.toml &&
-        run 6.12
+        run 6.12 && faults --only damaged
     code=$?
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-bench.toml &&
         return $code
@@ -83,7 +83,7 @@ for kernel in 6.12 6.1; do
     step "a short run on $kernel" run $kernel
 done
 step "a short run on 6.12, with checksums" checksums
-step "faults on 6.12, in short" faults
+step "faults on 6.12, in short" faults --short
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -190,32 +190,54 @@ fn without_a_server_connect_and_call_time_out() {
 }
 
 #[test]
-fn the_interval_follows_the_round_trip_and_doubles() {
+fn the_interval_follows_the_round_trip_and_doubles_every_second_time() {
     let mut network = Network::new(4);
     let place = network.connected_client();
     // In this network a round trip takes no time, so the interval becomes the least: 1 ms.
     for _ in 0..50 {
         network.call(place, ECHO, b"x");
     }
-    network.sent[Kind::Request as usize] = 0;
-    network.fate = lose(Kind::Request, 4);
-    let began_ns = network.now_ns;
-    assert!(is_reply(&network.call(place, ECHO, b"x")));
-    assert_eq!(network.now_ns - began_ns, (1 + 2 + 4 + 8) * MS);
-    // Karn's rule: the answer may have been to any of the five, so the interval stays.
-    network.sent[Kind::Request as usize] = 0;
-    network.fate = lose(Kind::Request, 1);
-    let began_ns = network.now_ns;
-    assert!(is_reply(&network.call(place, ECHO, b"x")));
-    assert_eq!(network.now_ns - began_ns, 16 * MS);
-    // An answer to a datagram that was sent once ends that.
-    network.fate = lose(Kind::Request, 0);
-    assert!(is_reply(&network.call(place, ECHO, b"x")));
-    network.sent[Kind::Request as usize] = 0;
-    network.fate = lose(Kind::Request, 1);
-    let began_ns = network.now_ns;
-    assert!(is_reply(&network.call(place, ECHO, b"x")));
-    assert_eq!(network.now_ns - began_ns, MS);
+    let mut took_ms = |lost| {
+        network.sent[Kind::Request as usize] = 0;
+        network.fate = lose(Kind::Request, lost);
+        let began_ns = network.now_ns;
+        assert!(is_reply(&network.call(place, ECHO, b"x")));
+        (network.now_ns - began_ns) / MS
+    };
+    // Calls 51 to 55: each loss is one by itself.
+    assert_eq!(took_ms(5), 1 + 1 + 2 + 2 + 4);
+    assert_eq!(took_ms(1), 1);
+    assert_eq!(took_ms(2), 1 + 1);
+    assert_eq!(took_ms(0), 0);
+    assert_eq!(took_ms(2), 1 + 1);
+    // Call 56 is one to be measured, which begins where the slowest of them ended: after five retreats.
+    assert_eq!(took_ms(1), 4);
+    assert_eq!((57..64).map(|_| took_ms(0)).sum::<u64>(), 0);
+    // Call 64 is measured at last, and call 72 begins without a back-off.
+    assert_eq!((64..72).map(|_| took_ms(0)).sum::<u64>(), 0);
+    assert_eq!(took_ms(1), 1);
+}
+
+#[test]
+fn an_interval_that_has_become_too_short_is_noticed() {
+    let mut network = Network::new(4);
+    let place = network.connected_client();
+    for _ in 0..50 {
+        network.call(place, ECHO, b"x");
+    }
+    // Handlers take 30 times the interval from now on.
+    network.late = true;
+    let mut repeated = Vec::new();
+    for _ in 0..32 {
+        let before = network.sent(Kind::Request);
+        network.start_call(place, ECHO, b"x");
+        assert_eq!(network.pass(30 * MS), []);
+        network.finish(0);
+        assert!(is_reply(&network.events_of(place)[0]));
+        repeated.push(network.sent(Kind::Request) - before - 1);
+    }
+    assert!(repeated[0] > 4, "{repeated:?}");
+    assert_eq!(repeated[24..], [0; 8], "{repeated:?}");
 }
 
 #[test]

@@ -41,8 +41,8 @@ fn a_lost_connect_or_accept_is_made_up_for() {
         );
         assert_eq!(
             network.now_ns,
-            (10 + 20 + 40) * MS,
-            "{kind:?}: the interval doubles"
+            (10 + 10 + 20) * MS,
+            "{kind:?}: the interval doubles every second time"
         );
         assert!(is_reply(&network.call(place, ECHO, b"x")));
     }

@@ -54,10 +54,8 @@ static int __init mitosis_rpc_client_init(void)
 		.thread_count = thread_count,
 		.session_id_base = session_id_base,
 		.payload_size = payload_size,
-		.gid_len = strlen(gid),
-		.cluster_key_len = strlen(cluster_key),
-		.gid = (const u8 *)gid,
-		.cluster_key = (const u8 *)cluster_key,
+		.gid = mitosis_text(gid),
+		.cluster_key = mitosis_text(cluster_key),
 	};
 
 	return mitosis_client_start(&parameters);

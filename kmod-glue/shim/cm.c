@@ -13,6 +13,7 @@
 #include <rdma/ib_cm.h>
 #include <rdma/rdma_cm.h>
 
+#include "cm.h"
 #include "shim.h"
 
 /* The client's side: one resolution is used by one thread. */
@@ -112,9 +113,9 @@ struct mitosis_resolution *mitosis_cm_open(struct mitosis_event *event,
  * Over Ethernet a GID is an IPv6 address, or an IPv4 one in its mapped form.
  * Over InfiniBand it is given as it is, with the service port in the service id.
  */
-int mitosis_cm_resolve_address(struct mitosis_resolution *resolution,
-			       const struct mitosis_port *port, const u8 *gid,
-			       u16 service_port, u32 timeout_ms)
+int mitosis_cm_resolve(struct rdma_cm_id *id, const struct mitosis_port *port,
+		       const u8 *gid, u64 ib_port_space, u16 service_port,
+		       u32 timeout_ms)
 {
 	struct sockaddr_storage source = {}, destination = {};
 	struct sockaddr *src = NULL, *dst = (struct sockaddr *)&destination;
@@ -129,7 +130,7 @@ int mitosis_cm_resolve_address(struct mitosis_resolution *resolution,
 		to->sib_family = AF_IB;
 		to->sib_pkey = cpu_to_be16(0xffff);
 		memcpy(to->sib_addr.sib_raw, gid, 16);
-		to->sib_sid = cpu_to_be64(RDMA_IB_IP_PS_UDP | service_port);
+		to->sib_sid = cpu_to_be64(ib_port_space | service_port);
 		to->sib_sid_mask = cpu_to_be64(~0ULL);
 		src = (struct sockaddr *)&source;
 	} else {
@@ -150,7 +151,37 @@ int mitosis_cm_resolve_address(struct mitosis_resolution *resolution,
 				to6->sin6_scope_id = port->ifindex;
 		}
 	}
-	return rdma_resolve_addr(resolution->id, src, dst, timeout_ms);
+	return rdma_resolve_addr(id, src, dst, timeout_ms);
+}
+
+/* Listens at the port on every device of one kind of link. */
+int mitosis_cm_listen_at(struct rdma_cm_id *id, u64 ib_port_space,
+			 u16 service_port, bool infiniband, int backlog)
+{
+	struct sockaddr_storage address = {};
+	struct sockaddr_in6 *any = (struct sockaddr_in6 *)&address;
+	struct sockaddr_ib *any_ib = (struct sockaddr_ib *)&address;
+	int ret;
+
+	if (infiniband) {
+		any_ib->sib_family = AF_IB;
+		any_ib->sib_pkey = cpu_to_be16(0xffff);
+		any_ib->sib_sid = cpu_to_be64(ib_port_space | service_port);
+		any_ib->sib_sid_mask = cpu_to_be64(~0ULL);
+	} else {
+		any->sin6_family = AF_INET6;
+		any->sin6_port = htons(service_port);
+	}
+	ret = rdma_bind_addr(id, (struct sockaddr *)&address);
+	return ret ? ret : rdma_listen(id, backlog);
+}
+
+int mitosis_cm_resolve_address(struct mitosis_resolution *resolution,
+			       const struct mitosis_port *port, const u8 *gid,
+			       u16 service_port, u32 timeout_ms)
+{
+	return mitosis_cm_resolve(resolution->id, port, gid, RDMA_IB_IP_PS_UDP,
+				  service_port, timeout_ms);
 }
 
 int mitosis_cm_resolve_route(struct mitosis_resolution *resolution,
@@ -246,9 +277,6 @@ struct mitosis_listener *mitosis_cm_listen(u16 service_port, bool infiniband,
 			       struct mitosis_cm_answer *),
 		void *context, int *error)
 {
-	struct sockaddr_storage address = {};
-	struct sockaddr_in6 *any = (struct sockaddr_in6 *)&address;
-	struct sockaddr_ib *any_ib = (struct sockaddr_ib *)&address;
 	struct mitosis_listener *listener;
 
 	listener = kzalloc(sizeof(*listener), GFP_KERNEL);
@@ -264,18 +292,8 @@ struct mitosis_listener *mitosis_cm_listen(u16 service_port, bool infiniband,
 		*error = PTR_ERR(listener->id);
 		goto free;
 	}
-	if (infiniband) {
-		any_ib->sib_family = AF_IB;
-		any_ib->sib_pkey = cpu_to_be16(0xffff);
-		any_ib->sib_sid = cpu_to_be64(RDMA_IB_IP_PS_UDP | service_port);
-		any_ib->sib_sid_mask = cpu_to_be64(~0ULL);
-	} else {
-		any->sin6_family = AF_INET6;
-		any->sin6_port = htons(service_port);
-	}
-	*error = rdma_bind_addr(listener->id, (struct sockaddr *)&address);
-	if (!*error)
-		*error = rdma_listen(listener->id, 0);
+	*error = mitosis_cm_listen_at(listener->id, RDMA_IB_IP_PS_UDP,
+				      service_port, infiniband, 0);
 	if (!*error)
 		return listener;
 	rdma_destroy_id(listener->id);

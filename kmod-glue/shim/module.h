@@ -3,18 +3,29 @@
 #ifndef MITOSIS_MODULE_H
 #define MITOSIS_MODULE_H
 
+#include <linux/string.h>
 #include <linux/types.h>
 
 /* A parameter that was not given. */
 #define MITOSIS_DEFAULT 0xffffffff
+
+/* A parameter's characters, without the NUL; read while start lasts. */
+struct mitosis_text {
+	const u8 *bytes;
+	size_t len;
+};
+
+static inline struct mitosis_text mitosis_text(const char *text)
+{
+	return (struct mitosis_text){ (const u8 *)text, strlen(text) };
+}
 
 struct mitosis_server_parameters {
 	u32 running_secs;
 	u32 test_rpc_id;
 	u32 qd_hint;
 	u32 service_id;
-	u32 cluster_key_len;
-	const u8 *cluster_key;
+	struct mitosis_text cluster_key;
 };
 
 struct mitosis_client_parameters {
@@ -28,19 +39,20 @@ struct mitosis_client_parameters {
 	u32 thread_count;
 	u32 session_id_base;
 	u32 payload_size;	/* MITOSIS_DEFAULT: as built */
-	u32 gid_len;
-	u32 cluster_key_len;
-	const u8 *gid;
-	const u8 *cluster_key;
+	struct mitosis_text gid;
+	struct mitosis_text cluster_key;
 };
 
 struct mitosis_flood_parameters {
 	u32 server_qd_hint;
 	u32 server_service_id;
+	u32 test_rpc_id;
 	u32 datagrams;
 	u32 seed;
-	u32 gid_len;
-	const u8 *gid;
+	struct mitosis_text gid;
+	struct mitosis_text play;
+	struct mitosis_text connect;
+	struct mitosis_text confirm;
 };
 
 /* Start answers at once: 0, or a negative errno and a line in the log. */

@@ -27,8 +27,7 @@ static int __init mitosis_rpc_server_init(void)
 		.test_rpc_id = test_rpc_id,
 		.qd_hint = qd_hint,
 		.service_id = service_id,
-		.cluster_key_len = strlen(cluster_key),
-		.cluster_key = (const u8 *)cluster_key,
+		.cluster_key = mitosis_text(cluster_key),
 	};
 
 	return mitosis_server_start(&parameters);

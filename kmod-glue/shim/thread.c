@@ -6,11 +6,12 @@
 #include <linux/ktime.h>
 #include <linux/random.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/stat.h>
 #include <linux/slab.h>
 #include <linux/wait.h>
 
-#include "shim.h"
+#include "fork.h"
 
 u64 mitosis_clock_ns(void)
 {
@@ -71,6 +72,33 @@ void mitosis_event_wait(struct mitosis_event *event, u64 timeout_ns)
 	wait_event_idle_timeout(event->queue,
 				atomic_xchg(&event->signaled, 0),
 				nsecs_to_jiffies(timeout_ns) + 1);
+}
+
+/*
+ * For processes: only a deadly signal ends it early. A seed sleeps for as long as
+ * it lives, and is no load.
+ */
+int mitosis_event_wait_frozen(struct mitosis_event *event, u64 timeout_ns)
+{
+	long left = timeout_ns == U64_MAX ? MAX_SCHEDULE_TIMEOUT :
+		    (long)min_t(u64, nsecs_to_jiffies64(timeout_ns),
+				MAX_SCHEDULE_TIMEOUT - 2) + 1;
+	DEFINE_WAIT(wait);
+	int ret = 0;
+
+	for (;;) {
+		prepare_to_wait(&event->queue, &wait,
+				TASK_KILLABLE | TASK_NOLOAD | TASK_FREEZABLE);
+		if (atomic_xchg(&event->signaled, 0) || !left)
+			break;
+		if (fatal_signal_pending(current)) {
+			ret = -EINTR;
+			break;
+		}
+		left = schedule_timeout(left);
+	}
+	finish_wait(&event->queue, &wait);
+	return ret;
 }
 
 struct mitosis_thread {

@@ -148,6 +148,23 @@ pub struct CmAnswer {
     pub reason: u32,
 }
 
+/// `struct mitosis_text`
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Text {
+    pub bytes: *const u8,
+    pub len: usize,
+}
+
+impl Text {
+    /// # Safety
+    /// C's bytes are valid for as long as the result is used.
+    pub unsafe fn bytes<'a>(&self) -> &'a [u8] {
+        // SAFETY: by this function's contract.
+        unsafe { core::slice::from_raw_parts(self.bytes, self.len) }
+    }
+}
+
 /// `struct mitosis_server_parameters`
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -156,8 +173,7 @@ pub struct ServerParameters {
     pub test_rpc_id: u32,
     pub qd_hint: u32,
     pub service_id: u32,
-    pub cluster_key_len: u32,
-    pub cluster_key: *const u8,
+    pub cluster_key: Text,
 }
 
 /// `struct mitosis_client_parameters`
@@ -174,10 +190,8 @@ pub struct ClientParameters {
     pub thread_count: u32,
     pub session_id_base: u32,
     pub payload_size: u32,
-    pub gid_len: u32,
-    pub cluster_key_len: u32,
-    pub gid: *const u8,
-    pub cluster_key: *const u8,
+    pub gid: Text,
+    pub cluster_key: Text,
 }
 
 /// `MITOSIS_DEFAULT`
@@ -189,10 +203,13 @@ pub const DEFAULT: u32 = u32::MAX;
 pub struct FloodParameters {
     pub server_qd_hint: u32,
     pub server_service_id: u32,
+    pub test_rpc_id: u32,
     pub datagrams: u32,
     pub seed: u32,
-    pub gid_len: u32,
-    pub gid: *const u8,
+    pub gid: Text,
+    pub play: Text,
+    pub connect: Text,
+    pub confirm: Text,
 }
 
 extern "C" {

@@ -3,7 +3,7 @@
 use mitosis_core::session::ClusterKey;
 
 /// Why a key was not understood.
-pub const COMPLAINT: &str = "cluster_key is not 32 hexadecimal digits";
+const COMPLAINT: &str = "cluster_key is not 32 hexadecimal digits";
 
 /// Reads the parameter; nothing is no key.
 pub fn parse(text: &[u8]) -> Result<Option<ClusterKey>, &'static str> {

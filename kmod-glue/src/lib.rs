@@ -25,7 +25,9 @@ pub mod errno;
 #[allow(missing_docs)]
 pub mod ffi;
 pub mod flood;
+pub mod fork;
 pub mod key;
+pub mod lock;
 pub mod log;
 pub mod memory;
 pub mod module;

@@ -4,6 +4,8 @@
 //! A line is built from [`Part`]s on the stack, cut at [`LINE_LEN`] bytes. `core::fmt` is not used: it would bring
 //! panicking code into the module.
 
+use mitosis_core::wire::Refusal;
+
 use crate::ffi;
 
 /// Longest line in bytes; the kernel itself cuts at about 1,000.
@@ -107,6 +109,16 @@ impl Part for i32 {
             line.push(b"-");
         }
         self.unsigned_abs().put(line);
+    }
+}
+
+impl Part for Refusal {
+    fn put(&self, line: &mut Line) {
+        self.code.text().put(line);
+        if let Some(reason) = self.reason {
+            ": ".put(line);
+            reason.text().put(line);
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Owned<T> {
 
 // SAFETY: an `Owned` is the only way to its value, as a `Box` is.
 unsafe impl<T: Send> Send for Owned<T> {}
+// SAFETY: as a `Box`, it shares what its value shares.
+unsafe impl<T: Sync> Sync for Owned<T> {}
 
 impl<T> Owned<T> {
     /// Moves `value` into memory of its own.
@@ -119,6 +121,8 @@ pub struct Table<T> {
 
 // SAFETY: a `Table` is the only way to its entries, as a boxed slice is.
 unsafe impl<T: Send> Send for Table<T> {}
+// SAFETY: as a boxed slice, it shares what its entries share.
+unsafe impl<T: Sync> Sync for Table<T> {}
 
 impl<T> Table<T> {
     /// A table of `len` entries, each made by `make` from its index.
@@ -137,6 +141,16 @@ impl<T> Table<T> {
             table.len = index + 1;
         }
         Ok(table)
+    }
+}
+
+impl<T: FromZeros> Table<T> {
+    /// A table of `len` zeros.
+    pub fn zeroed(len: usize) -> Result<Table<T>, Errno> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or(Errno::NO_MEMORY)?;
+        // The memory is zeroed, and zeros are a T by `FromZeros`.
+        let first = allocate::<T>(bytes)?;
+        Ok(Table { first, len })
     }
 }
 

@@ -5,7 +5,6 @@
 //! holds: for measuring.
 
 use crc::{Crc, CRC_64_XZ};
-use mitosis_core::wire::ErrorCode;
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::Xoshiro256PlusPlus;
 
@@ -59,22 +58,21 @@ impl Maker {
         buffer.write(payload_len, &digest.finalize().to_le_bytes());
     }
 
-    /// The test's function: verifies a request and makes a reply as long as it, which `reply` holds.
+    /// The test's function: verifies a request of `message_len` bytes and makes a reply as long as it, which `reply` holds.
     #[inline]
     pub fn answer<'a>(
         &mut self,
         request: impl Iterator<Item = &'a [u8]>,
-        len: usize,
+        message_len: u32,
         reply: &mut PagedBuffer,
-    ) -> Result<u32, ErrorCode> {
-        verify(request, len).map_err(|_| ErrorCode::HandlerFailed)?;
-        let len = u32::try_from(len).map_err(|_| ErrorCode::TooLarge)?;
-        self.make(reply, len);
-        Ok(len)
+    ) -> Result<u32, Mismatch> {
+        verify(request, message_len as usize)?;
+        self.make(reply, message_len);
+        Ok(message_len)
     }
 }
 
-/// What a message's checksum should have been.
+/// A message's checksum is not that of its payload.
 pub struct Mismatch;
 
 /// Verifies a message that comes in `chunks` and is `message_len` bytes long, if messages are checked at all.

@@ -23,9 +23,7 @@
 #include <unordered_map>
 #include <vector>
 
-#ifdef WITH_LIBMITOSIS
 #include "mitosis_fork.h"
-#endif
 
 namespace {
 
@@ -164,6 +162,17 @@ public:
                 for (std::size_t word = 0; word < kBlockWords; word += kPageWords) blocks_[i][word] ^= pattern;
     }
 
+    // Changes something of every kind.
+    void spoil() {
+        for (auto& block : blocks_)
+            for (auto& word : block) word = ~word;
+        by_number.clear();
+        records_.pop_back();
+        diary.pages = 0;
+        zeros[0] = 1;
+        lseek(file_, 0, SEEK_SET);
+    }
+
 private:
     void sum_of_file(Sum& sum) const {
         const off_t at = lseek(file_, 0, SEEK_CUR);
@@ -247,7 +256,30 @@ int run(const Options& options) {
         std::cout << hexadecimal(sum) << std::endl;
         return 0;
     }
-    throw std::runtime_error("built without libmitosis");
+
+    mitosis_seed seed{};
+    switch (mitosis_prepare(nullptr, &seed)) {
+    case 0:
+        break;
+    case 1:
+        return prove(state, seed.child, options.write_percent);
+    default:
+        throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
+    }
+    std::ostringstream capability;
+    for (auto byte : seed.capability.bytes)
+        capability << std::hex << std::setw(2) << std::setfill('0') << static_cast<unsigned>(byte);
+    std::cout << "prepared: seed=" << seed.id.id << " generation=" << seed.id.generation
+              << " capability=" << capability.str() << " state=" << hexadecimal(sum)
+              << " descriptor_len=" << seed.descriptor_len << " vmas=" << seed.vmas << " chunks=" << seed.chunks
+              << std::endl;
+
+    // What the parent does from here on, no child sees.
+    state.spoil();
+    for (std::string line; std::getline(std::cin, line);) {
+    }
+    if (mitosis_unprepare(&seed) != 0) throw std::runtime_error(std::string("cannot be unprepared: ") + mitosis_error());
+    return 0;
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 //! After each check the kernel logs hold nothing but what the check provokes, and the machines have the RDMA resources
 //! that they had before.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,14 +13,14 @@ use crate::cluster::shell::Limit;
 use crate::cluster::{vm, Host, Role};
 use crate::klog::audit::Finding;
 use crate::modules;
-use crate::parameters;
 use crate::progress::Progress;
 use crate::report::Verdict;
 use crate::scene::{await_line, run_to_end, watched, STEP};
-use crate::settings::{Assignments, Machines, KERNELS};
+use crate::settings::{Machines, KERNELS};
 use crate::stage::{self, Act, Setting, Stage};
-use crate::template::{RunPass, Template};
+use crate::template::RunPass;
 
+const TARGET: &str = "module-checks";
 /// Within which a mistake must be told.
 const TOLD_WITHIN: Duration = Duration::from_secs(20);
 /// For one round of loading and unloading.
@@ -53,63 +52,43 @@ pub struct Arguments {
 
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
-    let mut assignments = Assignments::parse(&arguments.assignments)?;
-    for (name, value) in [
-        ("client_running_secs", "20"),
-        ("server_running_secs", "300"),
-    ] {
-        assignments.parameters.push((name.into(), value.into()));
-    }
-    let mut settings = assignments.settings()?;
-    let Machines::Virtual(machines) = &mut settings.machines else {
+    let mut setting = Setting::read(
+        Some(TARGET),
+        &arguments.assignments,
+        &[
+            ("client_running_secs", "20"),
+            ("server_running_secs", "300"),
+        ],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    let Machines::Virtual(machines) = &mut setting.settings.machines else {
         bail!("the checks load foreign modules and use them wrongly: they run on the virtual cluster only");
     };
     machines.clients = 1;
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let mut other = settings.clone();
+    let mut other = setting.settings.clone();
     if let Machines::Virtual(machines) = &mut other.machines {
         let series = KERNELS.iter().find(|series| **series != machines.kernel);
         machines.kernel = series.context("there is no other kernel")?.to_string();
     }
-    if let (false, Some(path)) = (vm::inside_namespace(), &template.build) {
-        build::update(
-            path,
-            template
-                .passes
-                .iter()
-                .find_map(|pass| pass.module.as_deref()),
-            &build::kernels(&other)?,
-            &other,
-            &arguments.out,
-        )?;
+    let kernels = build::kernels(&other)?;
+    if let (false, Some(path)) = (vm::inside_namespace(), &setting.template.build) {
+        let module = setting.template.first_module();
+        build::update(path, module, &kernels, &other, &setting.out)?;
     }
-
-    let directory = arguments.out.join("module-checks");
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
-    let foreign = build::kernels(&other)?
+    let foreign = kernels
         .first()
-        .map(|kernel| modules::directory(&arguments.out, &kernel.release))
+        .map(|kernel| modules::directory(&setting.out, &kernel.release))
         .context("there is no other kernel")?;
-    let verdict = stage::on(&setting, |stage| {
+    stage::on(&setting, |stage| {
         let mut checks = Checks {
             stage,
-            template: &template,
-            parameters: &parameters,
-            out: &arguments.out,
-            progress: &progress,
+            setting: &setting,
             passed: 0,
             failed: 0,
         };
-        checks.all(arguments.rounds, &foreign, &directory)?;
-        progress.line(&format!(
+        checks.all(arguments.rounds, &foreign)?;
+        setting.progress.line(&format!(
             "{} passed, {} failed",
             checks.passed, checks.failed
         ));
@@ -118,23 +97,18 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         } else {
             Verdict::Fail
         })
-    });
-    progress.finish();
-    verdict
+    })
 }
 
 struct Checks<'a> {
     stage: &'a Stage<'a>,
-    template: &'a Template<RunPass>,
-    parameters: &'a BTreeMap<String, u64>,
-    out: &'a Path,
-    progress: &'a Progress,
+    setting: &'a Setting,
     passed: u32,
     failed: u32,
 }
 
 impl Checks<'_> {
-    fn all(&mut self, rounds: u32, foreign: &Path, directory: &Path) -> Result<()> {
+    fn all(&mut self, rounds: u32, foreign: &Path) -> Result<()> {
         // The first run also puts the modules onto the hosts.
         self.check("a run of the test", |checks| checks.short_run())?;
         let gid = self.gid()?;
@@ -168,7 +142,7 @@ impl Checks<'_> {
             checks.unload_in_mid_run(&["mitosis_rpc_server", "mitosis_rpc_client"], &gid)
         })?;
 
-        let passes = &self.template.passes;
+        let passes = &self.setting.template.passes;
         let with = |from: &str, to: &str| -> Vec<RunPass> {
             let mut passes = passes.clone();
             for pass in passes.iter_mut().filter(|pass| pass.role == Role::Child) {
@@ -255,17 +229,20 @@ impl Checks<'_> {
             ),
         ];
         for (name, passes, told) in mistakes {
-            self.check(name, |checks| checks.mistake(&passes, checks.out, told))?;
+            self.check(name, |checks| {
+                checks.mistake(&passes, &checks.setting.out, told)
+            })?;
         }
         self.check("modules built for another kernel", |checks| {
             let release = checks.host(0)?.run("uname -r", checks.limit())?;
-            let to = modules::directory(directory, release.trim());
+            let directory = checks.setting.directory();
+            let to = modules::directory(&directory, release.trim());
             std::fs::create_dir_all(&to).with_context(|| format!("{}", to.display()))?;
             for module in ["mitosis_rpc_server.ko", "mitosis_rpc_client.ko"] {
                 std::fs::copy(foreign.join(module), to.join(module))
                     .with_context(|| format!("cannot copy {module}"))?;
             }
-            checks.mistake(&checks.template.passes, directory, "was built for")
+            checks.mistake(&checks.setting.template.passes, &directory, "was built for")
         })?;
         self.check("a run of the test after all that", |checks| {
             checks.short_run()
@@ -274,7 +251,7 @@ impl Checks<'_> {
 
     /// Runs one check between two looks at the machines' RDMA resources.
     fn check(&mut self, name: &str, body: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
-        self.progress.step(name);
+        self.setting.progress.step(name);
         let started = Instant::now();
         let before = self.resources()?;
         let outcome = body(self).and_then(|()| {
@@ -290,12 +267,14 @@ impl Checks<'_> {
         match outcome {
             Ok(()) => {
                 self.passed += 1;
-                self.progress
+                self.setting
+                    .progress
                     .line(&format!("ok     {name} ({seconds:.1} s)"));
             }
             Err(error) => {
                 self.failed += 1;
-                self.progress
+                self.setting
+                    .progress
                     .line(&format!("FAILED {name} ({seconds:.1} s): {error:#}"));
             }
         }
@@ -332,10 +311,10 @@ impl Checks<'_> {
 
     fn act<'s>(&'s self, passes: &'s [RunPass], out: &'s Path, quiet: &'s Progress) -> Act<'s> {
         Act {
-            target: "module-checks",
+            target: TARGET,
             hosts: self.stage.hosts(),
             passes,
-            parameters: self.parameters,
+            parameters: &self.setting.parameters,
             out,
             progress: quiet,
         }
@@ -343,11 +322,11 @@ impl Checks<'_> {
 
     fn short_run(&self) -> Result<()> {
         let quiet = Progress::silent();
-        let mut parameters = self.parameters.clone();
+        let mut parameters = self.setting.parameters.clone();
         parameters.insert("client_running_secs".into(), 2);
         let act = Act {
             parameters: &parameters,
-            ..self.act(&self.template.passes, self.out, &quiet)
+            ..self.act(&self.setting.template.passes, &self.setting.out, &quiet)
         };
         let report = self.stage.perform(&act);
         match report.findings.first() {
@@ -364,7 +343,7 @@ impl Checks<'_> {
             ("mitosis_rpc_client", "client.ko"),
         ] {
             let kernel = host.run("uname -r", self.limit())?;
-            let module = modules::Module::load(self.out, kernel.trim(), name)?;
+            let module = modules::Module::load(&self.setting.out, kernel.trim(), name)?;
             host.copy(module.contents, short, self.limit())?;
         }
         let script = format!(
@@ -422,7 +401,8 @@ impl Checks<'_> {
             "it was told after {} s only",
             took.as_secs()
         );
-        self.progress
+        self.setting
+            .progress
             .line(&format!("       {}: {}", errors[0].host, errors[0].line));
         Ok(())
     }

@@ -8,14 +8,12 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::interrupt::Interrupted;
-use crate::parameters;
-use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
-use crate::template::{counts, RunPass, Template};
+use crate::template::counts;
 use crate::{bench, build, check, faults};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
@@ -38,7 +36,7 @@ enum Subject {
     BenchRpc(bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
     Check(check::Arguments),
-    /// Spoil the network, end modules and machines and flood the server, while clients call it.
+    /// Spoil the network, end modules and machines, flood the server while clients call it, and be refused by it.
     Faults(faults::Arguments),
 }
 
@@ -86,38 +84,30 @@ fn build(arguments: &OneTemplate) -> Result<()> {
 
 fn run(arguments: &OneTemplate) -> Result<Verdict> {
     let started = Instant::now();
-    let assignments = Assignments::parse(&arguments.assignments)?;
-    let settings = assignments.settings()?;
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let directory = arguments.out.join(template.target());
-    // What an earlier run left there is not this one's.
-    let _ = std::fs::remove_file(directory.join("result.json"));
-
+    let setting = Setting::read(
+        None,
+        &arguments.assignments,
+        &[],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    setting.forget_result();
+    let directory = setting.directory();
     let mut report = Report::of(
-        template.target(),
-        parameters.clone(),
-        counts(&template.passes),
+        setting.target.clone(),
+        setting.parameters.clone(),
+        counts(&setting.template.passes),
     );
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
     let outcome = stage::on(&setting, |stage| {
         Ok(stage.perform(&Act {
-            target: &template.target(),
+            target: &setting.target,
             hosts: stage.hosts(),
-            passes: &template.passes,
-            parameters: &parameters,
-            out: &arguments.out,
-            progress: &progress,
+            passes: &setting.template.passes,
+            parameters: &setting.parameters,
+            out: &setting.out,
+            progress: &setting.progress,
         }))
     });
-    progress.finish();
     match outcome {
         Ok(finished) => report = finished,
         Err(error) => report.findings.push(run::finding_of(&error, &[])),

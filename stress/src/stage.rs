@@ -2,38 +2,85 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::build;
-use crate::cluster::vm::{self, Accel};
+use crate::cluster::vm::{self, Accel, Wire};
 use crate::cluster::{Cluster, Host};
 use crate::interrupt::Interrupt;
 use crate::klog::watch::Watch;
+use crate::parameters;
 use crate::progress::Progress;
 use crate::report::Report;
 use crate::run::{self, Deadlines, Plan};
-use crate::settings::{Machines, Settings};
+use crate::settings::{Assignments, Machines, Settings};
 use crate::template::{RunPass, Template};
 
-/// What a stage is set up for.
-pub struct Setting<'a> {
+/// What a stage is set up for, as a command line says it.
+pub struct Setting {
     /// Which cluster.
-    pub settings: &'a Settings,
+    pub settings: Settings,
     /// What is to run there; says how its modules are made.
-    pub template: &'a Template<RunPass>,
+    pub template: Template<RunPass>,
+    /// The template's, with the command line's over them.
+    pub parameters: BTreeMap<String, u64>,
+    /// The run's name.
+    pub target: String,
     /// Holds `modules/<release>/`.
-    pub out: &'a Path,
-    /// Where consoles and results go.
-    pub directory: &'a Path,
+    pub out: PathBuf,
     /// Where progress is told.
-    pub progress: &'a Progress,
+    pub progress: Progress,
+}
+
+impl Setting {
+    /// Reads `words`, each `name=value`. Parameters have the values in `defaults` unless they are given others.
+    pub fn read(
+        target: Option<&str>,
+        words: &[String],
+        defaults: &[(&str, &str)],
+        template: &Path,
+        out: &Path,
+    ) -> Result<Self> {
+        let mut assignments = Assignments::parse(words)?;
+        let defaults: Vec<(String, String)> = defaults
+            .iter()
+            .filter(|(name, _)| {
+                assignments
+                    .parameters
+                    .iter()
+                    .all(|(given, _)| given != name)
+            })
+            .map(|(name, value)| (name.to_string(), value.to_string()))
+            .collect();
+        assignments.parameters.extend(defaults);
+        let settings = assignments.settings()?;
+        let template = Template::<RunPass>::load(template)?;
+        Ok(Self {
+            settings,
+            parameters: parameters::of(&template, &assignments)?,
+            target: target.map_or_else(|| template.target(), str::to_string),
+            template,
+            out: out.to_path_buf(),
+            progress: Progress::new(),
+        })
+    }
+
+    /// Where consoles and results go.
+    pub fn directory(&self) -> PathBuf {
+        self.out.join(&self.target)
+    }
+
+    /// The result of an earlier run is not this one's.
+    pub fn forget_result(&self) {
+        let _ = std::fs::remove_file(self.directory().join("result.json"));
+    }
 }
 
 /// A cluster that stands.
 pub struct Stage<'a> {
-    setting: &'a Setting<'a>,
+    setting: &'a Setting,
     cluster: RefCell<Cluster>,
     hosts: Vec<Host>,
     interrupt: Interrupt,
@@ -56,14 +103,22 @@ pub struct Act<'a> {
 }
 
 /// Sets up a stage, does `work` there, and leaves it, whatever comes of the work.
-pub fn on<T>(setting: &Setting<'_>, work: impl FnOnce(&Stage<'_>) -> Result<T>) -> Result<T> {
-    prepare(setting)?;
+pub fn on<T>(setting: &Setting, work: impl FnOnce(&Stage<'_>) -> Result<T>) -> Result<T> {
+    let done = prepare(setting).and_then(|()| play(setting, work));
+    setting.progress.finish();
+    done
+}
+
+fn play<T>(setting: &Setting, work: impl FnOnce(&Stage<'_>) -> Result<T>) -> Result<T> {
     let interrupt = Interrupt::from_signals()?;
-    let progress = setting.progress;
+    let progress = &setting.progress;
     progress.step("starting the cluster");
-    let cluster = Cluster::start(setting.settings, setting.directory, &interrupt, &|what| {
-        progress.step(what)
-    });
+    let cluster = Cluster::start(
+        &setting.settings,
+        &setting.directory(),
+        &interrupt,
+        &|what| progress.step(what),
+    );
     // A machine that Ctrl-C ended is no failure to boot.
     interrupt.check()?;
     let cluster = cluster?;
@@ -103,6 +158,11 @@ impl Stage<'_> {
     /// Boots one virtual machine anew, and waits until it takes ssh.
     pub fn restart(&self, name: &str) -> Result<()> {
         self.cluster.borrow_mut().restart(name, &self.interrupt)
+    }
+
+    /// What goes to one virtual machine and comes from it.
+    pub fn wire(&self, name: &str) -> Result<Wire> {
+        self.cluster.borrow_mut().wire(name)
     }
 
     /// The virtual machines that do not run.
@@ -157,7 +217,7 @@ impl Stage<'_> {
 }
 
 /// Brings modules and machine images up to date, then goes where the machines are to live.
-fn prepare(setting: &Setting<'_>) -> Result<()> {
+fn prepare(setting: &Setting) -> Result<()> {
     let Machines::Virtual(machines) = &setting.settings.machines else {
         return update(setting);
     };
@@ -170,18 +230,20 @@ fn prepare(setting: &Setting<'_>) -> Result<()> {
     vm::enter_namespace()
 }
 
-fn update(setting: &Setting<'_>) -> Result<()> {
-    let template = setting.template;
+fn update(setting: &Setting) -> Result<()> {
+    let (template, settings) = (&setting.template, &setting.settings);
     if let Some(path) = &template.build {
-        let module = template
-            .passes
-            .iter()
-            .find_map(|pass| pass.module.as_deref());
-        let kernels = build::kernels(setting.settings)?;
-        build::update(path, module, &kernels, setting.settings, setting.out)?;
+        let kernels = build::kernels(settings)?;
+        build::update(
+            path,
+            template.first_module(),
+            &kernels,
+            settings,
+            &setting.out,
+        )?;
     }
     match &template.programs {
-        Some(path) => build::update_programs(path, setting.settings, setting.out),
+        Some(path) => build::update_programs(path, settings, &setting.out),
         None => Ok(()),
     }
 }

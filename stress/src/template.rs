@@ -271,6 +271,13 @@ impl<P> Template<P> {
     }
 }
 
+impl Template<RunPass> {
+    /// The first module that it loads, which stands for all that are made with it.
+    pub fn first_module(&self) -> Option<&str> {
+        self.passes.iter().find_map(|pass| pass.module.as_deref())
+    }
+}
+
 impl<P: Pass> Template<P> {
     /// Reads and checks the template at `path`.
     pub fn load(path: &Path) -> Result<Self, Refusal> {

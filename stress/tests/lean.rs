@@ -19,6 +19,7 @@ fn programs() -> Option<&'static Path> {
             .arg("-C")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp"))
             .arg(format!("OUT={}", out.display()))
+            .arg(format!("LIBMITOSIS={}", libmitosis().display()))
             .env_remove("MAKEFLAGS")
             .output()
             .unwrap();
@@ -29,6 +30,18 @@ fn programs() -> Option<&'static Path> {
         eprintln!("not tested: it takes root, and a cgroup2 file system");
     }
     programs.as_deref()
+}
+
+/// Where cargo puts the library that the parent is linked with: the tests' own dependencies do not include its C half.
+fn libmitosis() -> PathBuf {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--quiet", "--locked", "--package", "libmitosis"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{built:?}");
+    Path::new(LEAN).parent().unwrap().to_path_buf()
 }
 
 fn groups() -> Option<PathBuf> {
@@ -54,7 +67,7 @@ fn lean(programs: &Path, state: &str, secret: &str, more: &[&str]) -> Command {
         ])
         .arg(programs)
         .args(more)
-        .arg("--")
+        .arg("program")
         .arg(parent)
         .args(["--fresh", "--secret", secret, "--file"])
         .arg(data);
@@ -107,11 +120,19 @@ fn a_child_sees_its_container_and_nothing_else() {
     // What it has to say takes the place of a proof.
     let look = |script: &str| {
         let mut command = Command::new(LEAN);
-        command.args(["--cpu-percent", "0", "--memory-mib", "0", "--state", "0"]);
+        command.args([
+            "run",
+            "--cpu-percent",
+            "0",
+            "--memory-mib",
+            "0",
+            "--state",
+            "0",
+        ]);
         command
             .arg("--share")
             .arg(programs)
-            .args(["--containers", "1", "--pool", "0", "--"]);
+            .args(["--containers", "1", "--pool", "0", "program"]);
         let output = command.args(["/bin/sh", "-c", script]).output().unwrap();
         printed(&output)
     };

@@ -6,6 +6,7 @@ macro_rules! words {
     ($(#[$record_doc:meta])+ $record:ident { $($(#[$doc:meta])+ $word:ident,)+ }) => {
         $(#[$record_doc])+
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(C)] // The modules have C fill it in.
         pub struct $record {
             $($(#[$doc])+ pub $word: u64,)+
         }

@@ -15,6 +15,7 @@ pub mod confirm;
 pub mod connect;
 pub mod datagram;
 pub mod error;
+pub mod fork;
 pub mod header;
 mod malformed;
 pub mod resolution;

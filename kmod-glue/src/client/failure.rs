@@ -114,14 +114,14 @@ impl Part for CallerFailure {
             }
             CallerFailure::Refused(refusal) => {
                 "the server refused a session: ".put(line);
-                put_refusal(&refusal, line);
+                refusal.put(line);
             }
             CallerFailure::ConnectTimedOut => {
                 "the server did not answer the handshake in time".put(line);
             }
             CallerFailure::Closed(refusal) => {
                 "the server ended the session: ".put(line);
-                put_refusal(&refusal, line);
+                refusal.put(line);
             }
             CallerFailure::Failed(code) => {
                 "the call failed: ".put(line);
@@ -144,13 +144,5 @@ impl Part for CallerFailure {
             }
             CallerFailure::Misuse => "the call could not be begun".put(line),
         }
-    }
-}
-
-fn put_refusal(refusal: &Refusal, line: &mut Line) {
-    refusal.code.text().put(line);
-    if let Some(reason) = refusal.reason {
-        ": ".put(line);
-        reason.text().put(line);
     }
 }

@@ -46,16 +46,13 @@ pub unsafe extern "C" fn mitosis_client_start(parameters: *const ffi::ClientPara
     // SAFETY: by this function's contract.
     let parameters = unsafe { *parameters };
     // SAFETY: likewise.
-    let gid = unsafe { core::slice::from_raw_parts(parameters.gid, parameters.gid_len as usize) };
+    let gid = unsafe { parameters.gid.bytes() };
     let Some(gid) = Gid::parse(gid) else {
         error!("gid is not eight groups of four hexadecimal digits with colons between them");
         return Errno::INVALID.0;
     };
-    // SAFETY: likewise.
-    let key = unsafe {
-        core::slice::from_raw_parts(parameters.cluster_key, parameters.cluster_key_len as usize)
-    };
-    let cluster_key = match key::parse(key) {
+    // SAFETY: by this function's contract.
+    let cluster_key = match key::parse(unsafe { parameters.cluster_key.bytes() }) {
         Ok(cluster_key) => cluster_key,
         Err(complaint) => {
             error!(complaint);

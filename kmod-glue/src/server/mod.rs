@@ -3,12 +3,14 @@
 //! One thread receives and answers (the document's remark 2), on every active port of the machine. Beside it, the
 //! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
 
+pub mod failures;
+mod pace;
 mod peers;
 mod refusals;
 mod resolver;
 pub mod service;
 mod serving;
-mod slots;
+pub mod slots;
 
 use mitosis_core::rpc::server::{Server, ServerConfig};
 use mitosis_core::session::{ClusterKey, ServerSlot, Session};
@@ -16,10 +18,11 @@ use mitosis_core::sync::stop::Stop;
 use mitosis_core::wire::resolution::MAX_SERVICE_ID;
 use mitosis_core::wire::MAX_MESSAGE;
 
+use self::failures::Failures;
 use self::peers::Peers;
 use self::refusals::Refusals;
 use self::resolver::{Jobs, Resolver, Results};
-use self::service::Echo;
+use self::service::{Echo, Service};
 use self::serving::{PortLine, Serving};
 use self::slots::Budget;
 use crate::cm::{Listener, Queues};
@@ -75,10 +78,7 @@ pub unsafe extern "C" fn mitosis_server_start(parameters: *const ffi::ServerPara
         return Errno::INVALID.0;
     }
     // SAFETY: by this function's contract.
-    let key = unsafe {
-        core::slice::from_raw_parts(parameters.cluster_key, parameters.cluster_key_len as usize)
-    };
-    let cluster_key = match key::parse(key) {
+    let cluster_key = match key::parse(unsafe { parameters.cluster_key.bytes() }) {
         Ok(cluster_key) => cluster_key,
         Err(complaint) => {
             error!(complaint);
@@ -121,15 +121,23 @@ struct Settings {
 }
 
 /// Why the server ended before its time.
-enum Failure {
+pub enum Failure {
+    /// There is no active port.
     NoPort,
+    /// A device is to be removed.
     DeviceRemoved,
+    /// The kernel refused something.
     Kernel(&'static str, Errno),
-    Receive { status: u32 },
+    /// A receive ended with an error.
+    Receive {
+        /// The completion's.
+        status: u32,
+    },
 }
 
 impl Failure {
-    fn log(&self) {
+    /// A line for the kernel log.
+    pub fn log(&self) {
         match *self {
             Failure::NoPort => error!(
                 "rpc server failed: this machine has no active RDMA port: load a driver, or make one by `rdma link \
@@ -146,27 +154,70 @@ impl Failure {
     }
 }
 
-fn kernel(step: &'static str) -> impl FnOnce(Errno) -> Failure {
+/// For `map_err`.
+pub fn kernel(step: &'static str) -> impl FnOnce(Errno) -> Failure {
     move |errno| Failure::Kernel(step, errno)
 }
 
 /// The life of the server's thread. What is declared first is dropped last.
 fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
     info!("starting rpc server");
-    if settings.cluster_key.is_none() {
-        info!("no cluster_key: every peer is served");
-    }
-    let event = &control.event;
-    let devices = Devices::open(event).map_err(kernel("cannot watch RDMA devices"))?;
+    let devices = Devices::open(&control.event).map_err(kernel("cannot watch RDMA devices"))?;
+    let ports = open_ports(&devices)?;
+    let service = Echo {
+        rpc_id: settings.test_rpc_id,
+        maker: Maker::default(),
+    };
+    let place = Place {
+        qd_hint: settings.qd_hint,
+        service_id: settings.service_id,
+        cluster_key: settings.cluster_key,
+        running_ns: u64::from(settings.running_secs) * 1_000_000_000,
+    };
+    serve_on(&place, control, &devices, &ports, service, &|| {})
+}
+
+/// Where and for how long a service is given.
+pub struct Place {
+    /// The hint that its queue goes by.
+    pub qd_hint: u32,
+    /// The service that it listens at.
+    pub service_id: u32,
+    /// What its clients must know.
+    pub cluster_key: Option<ClusterKey>,
+    /// How long.
+    pub running_ns: u64,
+}
+
+/// A machine's active ports, each with a protection domain.
+pub type ServedPorts = Table<(Port, ProtectionDomain)>;
+
+/// Finds the ports to serve on, of which there must be one.
+pub fn open_ports(devices: &Devices<'_>) -> Result<ServedPorts, Failure> {
     let found = devices.ports();
     if found.as_slice().is_empty() {
         return Err(Failure::NoPort);
     }
-    let ports: Table<(Port, ProtectionDomain)> = Table::try_new(found.as_slice().len(), |index| {
+    Table::try_new(found.as_slice().len(), |index| {
         let port = found.as_slice().get(index).ok_or(Errno::INVALID)?;
         Ok((*port, ProtectionDomain::new(port)?))
     })
-    .map_err(kernel("cannot allocate protection domains"))?;
+    .map_err(kernel("cannot allocate protection domains"))
+}
+
+/// Gives a service on the calling thread. What is declared first is dropped last.
+pub fn serve_on<S: Service>(
+    place: &Place,
+    control: &Control,
+    devices: &Devices<'_>,
+    ports: &ServedPorts,
+    service: S,
+    housekeeping: &dyn Fn(),
+) -> Result<(), Failure> {
+    if place.cluster_key.is_none() {
+        info!("no cluster_key: every peer is served");
+    }
+    let event = &control.event;
     let mut sessions = Table::try_new(SESSIONS, |_| Ok(Session::default()))
         .map_err(kernel("cannot allocate sessions"))?;
 
@@ -193,7 +244,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
     let config = ServerConfig {
         epoch: random() as u32,
         random_seed: (u128::from(random()) << 64) | u128::from(random()),
-        cluster_key: settings.cluster_key,
+        cluster_key: place.cluster_key,
         datagram_len,
         receive_buffers: RECEIVE_BUFFERS - RESERVE,
         max_slots: MAX_SLOTS,
@@ -214,23 +265,20 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
         lines,
         peers,
         core: Server::new(config, &mut sessions, &mut slots),
-        ports: &ports,
+        ports,
         budget: Budget::new(BUDGET_LEN),
         jobs: jobs_in,
         jobs_out: 0,
         results: results_out,
         wake_resolver: &wake_resolver,
-        service: Echo {
-            rpc_id: settings.test_rpc_id,
-            maker: Maker::default(),
-        },
+        service,
         refusals: Refusals::default(),
         unresolved: 0,
         noise: 0,
-        errors: 0,
+        failures: Failures::default(),
     };
     let resolver = Resolver {
-        ports: &ports,
+        ports,
         jobs: jobs_out,
         results: results_in,
         wake: &wake_resolver,
@@ -248,7 +296,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
     };
 
     let queues = Queues {
-        hint: settings.qd_hint,
+        hint: place.qd_hint,
         queues: &queues,
     };
     let listen = |infiniband| {
@@ -256,7 +304,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
             .iter()
             .any(|(port, _)| port.is_infiniband() == infiniband);
         wanted
-            .then(|| Listener::open(settings.service_id, infiniband, &queues))
+            .then(|| Listener::open(place.service_id, infiniband, &queues))
             .transpose()
             .map_err(kernel("cannot listen at the service (another server?)"))
     };
@@ -265,9 +313,9 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
     for (line, (port, _)) in serving.lines.iter().zip(ports.iter()) {
         info!(
             "rpc server ready: service ",
-            settings.service_id,
+            place.service_id,
             ", hint ",
-            settings.qd_hint,
+            place.qd_hint,
             ", device ",
             *port,
             ", gid ",
@@ -279,11 +327,7 @@ fn serve(settings: &Settings, control: &Control) -> Result<(), Failure> {
             " receive buffers"
         );
     }
-    let outcome = serving.run(
-        control,
-        &devices,
-        u64::from(settings.running_secs) * 1_000_000_000,
-    );
+    let outcome = serving.run(control, devices, place.running_ns, housekeeping);
     drop(listeners);
     drop(end_resolver);
     drop(resolver_thread);

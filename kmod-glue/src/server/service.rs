@@ -1,7 +1,6 @@
 //! What a server does when it is called.
 
-use mitosis_core::wire::ErrorCode;
-
+use super::failures::Unanswered;
 use super::slots::ReplyRoom;
 use crate::payload::Maker;
 
@@ -16,9 +15,9 @@ pub trait Service {
         &mut self,
         rpc_id: u32,
         request: impl Iterator<Item = &'c [u8]>,
-        len: usize,
+        len: u32,
         room: ReplyRoom<'_, '_>,
-    ) -> Result<u32, ErrorCode>;
+    ) -> Result<u32, Unanswered>;
 }
 
 /// The stress test's only function: a reply as long as the request.
@@ -40,9 +39,9 @@ impl Service for Echo {
         &mut self,
         _rpc_id: u32,
         request: impl Iterator<Item = &'c [u8]>,
-        len: usize,
+        len: u32,
         room: ReplyRoom<'_, '_>,
-    ) -> Result<u32, ErrorCode> {
-        self.maker.answer(request, len, room.of(len)?)
+    ) -> Result<u32, Unanswered> {
+        Ok(self.maker.answer(request, len, room.of(len as usize)?)?)
     }
 }

@@ -7,6 +7,7 @@ use mitosis_core::sync::spsc::{Consumer, Producer};
 use mitosis_core::wire::resolution::QKEY;
 use mitosis_core::wire::{ErrorCode, Header, Malformed};
 
+use super::failures::{Cause, Failures, Unanswered};
 use super::peers::{Peer, Peers};
 use super::refusals::Refusals;
 use super::resolver::{Found, Job, IN_FLIGHT};
@@ -16,11 +17,11 @@ use super::{kernel, Failure};
 use crate::devices::{Devices, Port};
 use crate::endpoint::{Endpoint, Source};
 use crate::errno::Errno;
+use crate::info;
 use crate::memory::Table;
 use crate::module::Control;
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, Destination, ProtectionDomain, BATCH, GRH_LEN};
-use crate::{error, info, warning};
 
 /// Longest sleep, so that the clock is looked at.
 const NAP_NS: u64 = 500_000_000;
@@ -78,8 +79,8 @@ pub struct Serving<'a, S> {
     pub unresolved: u64,
     /// Datagrams that were nothing of ours.
     pub noise: u64,
-    /// Sends that the kernel refused, and requests that were damaged.
-    pub errors: u64,
+    /// What it could not do.
+    pub failures: Failures,
 }
 
 /// What to send once the datagram's buffer is no longer borrowed.
@@ -92,12 +93,13 @@ enum Next {
 }
 
 impl<S: Service> Serving<'_, S> {
-    /// Serves until its time is over or it is to stop.
+    /// Serves until its time is over or it is to stop. `housekeeping` is called before each sleep.
     pub fn run(
         &mut self,
         control: &Control,
         devices: &Devices<'_>,
         running_ns: u64,
+        housekeeping: &dyn Fn(),
     ) -> Result<(), Failure> {
         let end_ns = now_ns().saturating_add(running_ns);
         let mut patience = Patience::default();
@@ -123,6 +125,7 @@ impl<S: Service> Serving<'_, S> {
                 give_way();
                 continue;
             }
+            housekeeping();
             let mut missed = false;
             for line in self.lines.iter_mut() {
                 missed |= line.endpoint.arm();
@@ -248,10 +251,7 @@ impl<S: Service> Serving<'_, S> {
             Err(errno) => Err(errno),
         };
         if let Err(errno) = sent {
-            if self.errors == 0 {
-                warning!("cannot send: ", errno, "; the client will ask again");
-            }
-            self.errors = self.errors.wrapping_add(1);
+            self.failures.add(now_ns, Cause::Send(errno));
         }
         self.release_closed();
     }
@@ -286,31 +286,33 @@ impl<S: Service> Serving<'_, S> {
             Action::Send(transmission) => return Ok(Next::Reply(transmission)),
             Action::Dispatch(request) => {
                 let chunks = core::iter::once(request.payload);
-                let len = request.payload.len();
+                // A datagram's.
+                let len = request.payload.len() as u32;
                 let slot = line.slots.get_mut(request.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if !self.service.knows(request.rpc_id) => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
+                    _ if !self.service.knows(request.rpc_id) => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
                     Some(slot) => {
-                        let (_, room) = slot.halves(len, pd, outbox, &mut self.budget);
+                        let (_, room) = slot.halves(0, pd, outbox, &mut self.budget);
                         self.service.answer(request.rpc_id, chunks, len, room)
                     }
                 };
                 (request.dispatched, result)
             }
             Action::Segment(segment) => {
-                let len = segment.message_len as usize;
+                let len = segment.message_len;
                 let slot = line.slots.get_mut(segment.dispatched.slot_index as usize);
                 let result = match slot {
-                    _ if !self.service.knows(segment.rpc_id) => Err(ErrorCode::NoSuchRpc),
-                    None => Err(ErrorCode::HandlerFailed),
+                    _ if !self.service.knows(segment.rpc_id) => Err(ErrorCode::NoSuchRpc.into()),
+                    None => Err(Unanswered::Failed(Cause::NoBuffer)),
                     Some(slot) => match slot.take(&segment, pd, &mut self.budget) {
-                        Err(code) => Err(code),
+                        Err(code) => Err(code.into()),
                         Ok(()) if !segment.complete => {
                             return Ok(Next::Answer(segment.answer_len));
                         }
                         Ok(()) => {
-                            let (request, room) = slot.halves(len, pd, outbox, &mut self.budget);
+                            let (request, room) =
+                                slot.halves(len as usize, pd, outbox, &mut self.budget);
                             self.service.answer(segment.rpc_id, request, len, room)
                         }
                     },
@@ -318,10 +320,10 @@ impl<S: Service> Serving<'_, S> {
                 (segment.dispatched, result)
             }
         };
-        if matches!(result, Err(ErrorCode::HandlerFailed)) {
-            error!("checksum mismatch in a request");
-            self.errors = self.errors.wrapping_add(1);
+        if let Err(Unanswered::Failed(cause)) = result {
+            self.failures.add(now_ns, cause);
         }
+        let result = result.map_err(|unanswered| unanswered.code());
         let answer = self.core.complete(&dispatched, result, outbox.header()?);
         Ok(answer.map_or(Next::Nothing, Next::Reply))
     }
@@ -412,7 +414,7 @@ impl<S: Service> Serving<'_, S> {
             ", rejected ",
             rejected,
             ", errors ",
-            self.errors,
+            self.failures.total(),
             ", receive buffers ",
             posted,
             " of ",

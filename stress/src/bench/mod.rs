@@ -8,7 +8,7 @@
 mod perftest;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, Context, Result};
 use comfy_table::{presets, CellAlignment, Table};
@@ -16,13 +16,11 @@ use mitosis_core::wire::HEADER_LEN;
 use serde::Serialize;
 
 use self::perftest::{Pair, TIMEOUT};
-use crate::parameters;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report, Verdict};
 use crate::run::{inspect, parent_gid};
-use crate::settings::{Assignments, Gid, Machines};
+use crate::settings::Machines;
 use crate::stage::{self, Act, Setting, Stage};
-use crate::template::{RunPass, Template};
 
 /// Most that an empty call's round trip may be of perftest's.
 const ROUND_TRIP_BOUND: f64 = 1.3;
@@ -81,56 +79,37 @@ struct Document<'a> {
 
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
-    let mut assignments = Assignments::parse(&arguments.assignments)?;
-    let given = |name: &str| assignments.parameters.iter().any(|(n, _)| n == name);
-    let defaults = [("client_running_secs", "3"), ("server_running_secs", "60")];
-    let defaults = defaults.into_iter().filter(|(name, _)| !given(name));
-    let defaults: Vec<(String, String)> = defaults
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
-    assignments.parameters.extend(defaults);
-    let mut settings = assignments.settings()?;
-    if let Machines::Virtual(machines) = &mut settings.machines {
+    let mut setting = Setting::read(
+        Some(TARGET),
+        &arguments.assignments,
+        &[("client_running_secs", "3"), ("server_running_secs", "60")],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    if let Machines::Virtual(machines) = &mut setting.settings.machines {
         machines.clients = 1;
     }
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let directory = arguments.out.join(TARGET);
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
-    let measured = stage::on(&setting, |stage| {
+    let (cluster, rows) = stage::on(&setting, |stage| {
         Bench {
             stage,
-            template: &template,
-            parameters: &parameters,
+            setting: &setting,
             arguments,
-            progress: &progress,
             cluster: ClusterInfo::default(),
         }
-        .measure(settings.parent_gid)
-    });
-    progress.finish();
-    let (cluster, rows) = measured?;
-    conclude(&directory, &cluster, &parameters, &rows)
+        .measure()
+    })?;
+    conclude(&setting, &cluster, &rows)
 }
 
 struct Bench<'a> {
     stage: &'a Stage<'a>,
-    template: &'a Template<RunPass>,
-    parameters: &'a BTreeMap<String, u64>,
+    setting: &'a Setting,
     arguments: &'a Arguments,
-    progress: &'a Progress,
     cluster: ClusterInfo,
 }
 
 impl Bench<'_> {
-    fn measure(mut self, given: Option<Gid>) -> Result<(ClusterInfo, Vec<Row>)> {
+    fn measure(mut self) -> Result<(ClusterInfo, Vec<Row>)> {
         let [parent, child, ..] = self.stage.hosts() else {
             bail!("a comparison takes two machines");
         };
@@ -143,13 +122,13 @@ impl Bench<'_> {
         let pair = Pair {
             hosts: &hosts,
             inspected: &inspected,
-            gid: parent_gid(&hosts, &inspected, given)?,
+            gid: parent_gid(&hosts, &inspected, self.setting.settings.parent_gid)?,
             interrupt,
         };
         let mut rows: Vec<Row> = Vec::new();
         for number in 0..self.arguments.rounds {
             for (index, &size) in self.arguments.sizes.iter().enumerate() {
-                self.progress.step(&format!(
+                self.setting.progress.step(&format!(
                     "round {} of {}, {size} bytes",
                     number + 1,
                     self.arguments.rounds
@@ -207,7 +186,7 @@ impl Bench<'_> {
 
     /// The RPC test with this payload, and with as many threads as asked for, or as its parameters say.
     fn run(&self, pair: &Pair<'_>, size: u32, threads: Option<u64>) -> Result<Report> {
-        let mut parameters = self.parameters.clone();
+        let mut parameters = self.setting.parameters.clone();
         parameters.insert("payload_size".into(), u64::from(size));
         if let Some(threads) = threads {
             parameters.insert("thread_count".into(), threads);
@@ -216,9 +195,9 @@ impl Bench<'_> {
         let report = self.stage.perform(&Act {
             target: TARGET,
             hosts: pair.hosts,
-            passes: &self.template.passes,
+            passes: &self.setting.template.passes,
             parameters: &parameters,
-            out: &self.arguments.out,
+            out: &self.setting.out,
             progress: &quiet,
         });
         self.stage.interrupt().check()?;
@@ -259,12 +238,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     }
 }
 
-fn conclude(
-    directory: &Path,
-    cluster: &ClusterInfo,
-    parameters: &BTreeMap<String, u64>,
-    rows: &[Row],
-) -> Result<Verdict> {
+fn conclude(setting: &Setting, cluster: &ClusterInfo, rows: &[Row]) -> Result<Verdict> {
     // The bound is for the shortest message of the run: longer ones are shown.
     let verdict = match rows.first() {
         Some(row) if row.round_trip_ratio <= ROUND_TRIP_BOUND => Verdict::Pass,
@@ -314,11 +288,12 @@ fn conclude(
         target: TARGET,
         verdict,
         cluster,
-        parameters,
+        parameters: &setting.parameters,
         rows,
         round_trip_bound: ROUND_TRIP_BOUND,
     };
-    std::fs::create_dir_all(directory)
+    let directory = setting.directory();
+    std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let path = directory.join("result.json");
     let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;

@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use self::vm::{Accel, VmCluster, VmConfig};
+use self::vm::{Accel, VmCluster, VmConfig, Wire};
 use crate::interrupt::Interrupt;
 use crate::settings::{Gid, Machines, Settings};
 
@@ -156,6 +156,11 @@ impl Cluster {
             .as_mut()
             .map(VmCluster::absent)
             .unwrap_or_default()
+    }
+
+    /// What goes to a virtual machine and comes from it.
+    pub fn wire(&mut self, name: &str) -> Result<Wire> {
+        self.virtual_machines()?.wire(name)
     }
 
     fn virtual_machines(&mut self) -> Result<&mut VmCluster> {

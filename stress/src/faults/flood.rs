@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{ensure, Result};
 
 use super::row::FloodFigures;
 use super::{Faults, Row, FLOOD, HONEST, SERVER};
 use crate::bench::median;
 use crate::klog::watch::Watch;
-use crate::scene::{await_that, run_to_end, watched, STEP};
+use crate::scene::{await_that, watched, STEP};
 
 /// Intervals of a second that a median is taken of.
 const WINDOW: usize = 5;
@@ -26,18 +26,9 @@ const CLIENT_RUNNING_SECS: u64 = 3_600;
 
 impl Faults<'_> {
     pub(super) fn flood(&mut self, row: &mut Row, datagrams: u32, seed: u32) -> Result<()> {
-        let stranger = self.clients().end - 1;
+        let stranger = self.stranger();
         self.bring(stranger, FLOOD)?;
-        let parameter = |name: &str| {
-            let value = self.parameters.get(name);
-            value.with_context(|| format!("{}: no {name}", self.template.path.display()))
-        };
-        let arguments = format!(
-            "gid={} server_service_id={} server_qd_hint={} datagrams={datagrams} seed={seed}",
-            self.gid,
-            parameter("server_service_id")?,
-            parameter("server_qd_hint")?
-        );
+        let arguments = format!("play=noise datagrams={datagrams} seed={seed}");
         watched(self.stage, self.stage.hosts(), None, |watch| {
             self.load_server(watch)?;
             self.load(
@@ -50,7 +41,7 @@ impl Faults<'_> {
             let begun = Instant::now();
             let lines = |watch: &Watch<'_>, host: usize| watch.logs[host].lines.len();
             let lines_before = lines(watch, SERVER);
-            self.insert(watch, stranger, FLOOD, &arguments)?;
+            self.enter(watch, &arguments)?;
             let timeout = STEP + Duration::from_secs(u64::from(datagrams / SLOWEST_PER_S));
             await_that(watch, timeout, "\"flood done\"", |watch| {
                 watch.logs[stranger].flood.is_some()
@@ -60,7 +51,7 @@ impl Faults<'_> {
             let during = watch.logs[HONEST].passed_since(begun);
             let during = during.filter(|passed| passed.at < ended);
             let during_per_s = median(during.map(|passed| passed.requests_per_s as f64));
-            run_to_end(watch, stranger, &format!("rmmod {FLOOD}"), STEP)?;
+            self.leave(watch)?;
 
             let mut after_per_s = 0.0;
             for _ in 0..WINDOWS {

@@ -4,12 +4,13 @@
 //! All scenarios take place on one virtual cluster, one after another. Each passes only if no client saw an error, no
 //! kernel log has anything to find, the server's count agrees with the clients', and the machines have the RDMA
 //! resources afterwards that they had before. [`netem`] spoils the network, [`restarts`] ends what runs, [`flood`] sends
-//! what nobody asked for, [`row`] is what a scenario leaves behind.
+//! what nobody asked for, [`strangers`] plays clients that must be refused, [`row`] is what a scenario leaves behind.
 
 mod flood;
 mod netem;
 mod restarts;
 mod row;
+mod strangers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,15 +24,13 @@ use crate::cluster::shell::{quote, Limit};
 use crate::cluster::{Host, Role};
 use crate::klog::watch::Watch;
 use crate::modules::Module;
-use crate::parameters;
-use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::report::{ClusterInfo, HostInfo, Verdict};
 use crate::run::{self, inspect, parent_gid, Inspected};
 use crate::scene::{await_that, run_to_end, STEP};
-use crate::settings::{Assignments, Machines};
+use crate::settings::Machines;
 use crate::stage::{self, Setting, Stage};
-use crate::template::{fill, RunPass, Template};
+use crate::template::{fill, RunPass};
 
 const TARGET: &str = "faults";
 /// What is loaded to flood the server.
@@ -47,7 +46,7 @@ pub struct Arguments {
     /// Settings of the cluster and parameters of the RPC test, as for `run`.
     #[arg(value_name = "NAME=VALUE")]
     assignments: Vec<String>,
-    /// Only the scenarios that catch most: heavy loss, the server's module loaded anew, a short flood.
+    /// Only the scenarios that catch most: heavy loss, the server's module loaded anew, refused clients, a short flood.
     #[arg(long)]
     short: bool,
     /// Only the scenarios whose name has this in it.
@@ -82,21 +81,19 @@ struct Document<'a> {
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let started = Instant::now();
-    let mut assignments = Assignments::parse(&arguments.assignments)?;
-    let given = |name: &str| assignments.parameters.iter().any(|(n, _)| n == name);
     // The server outlasts every scenario. Few threads: what is measured is what a fault costs, not the peak.
-    let defaults = [
-        ("client_running_secs", "5"),
-        ("server_running_secs", "3600"),
-        ("thread_count", "4"),
-    ];
-    let defaults = defaults.into_iter().filter(|(name, _)| !given(name));
-    let defaults: Vec<(String, String)> = defaults
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
-    assignments.parameters.extend(defaults);
-    let settings = assignments.settings()?;
-    match &settings.machines {
+    let setting = Setting::read(
+        Some(TARGET),
+        &arguments.assignments,
+        &[
+            ("client_running_secs", "5"),
+            ("server_running_secs", "3600"),
+            ("thread_count", "4"),
+        ],
+        &arguments.template,
+        &arguments.out,
+    )?;
+    match &setting.settings.machines {
         Machines::Real(_) => bail!(Refusal::of(
             "the faults end machines and spoil their network: they run on the virtual cluster only"
         )),
@@ -106,33 +103,21 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         ))),
         Machines::Virtual(_) => {}
     }
-    let template = Template::<RunPass>::load(&arguments.template)?;
-    let parameters = parameters::of(&template, &assignments)?;
-    let directory = arguments.out.join(TARGET);
-    // What an earlier run left there is not this one's.
-    let _ = std::fs::remove_file(directory.join("result.json"));
-    let progress = Progress::new();
-    let setting = Setting {
-        settings: &settings,
-        template: &template,
-        out: &arguments.out,
-        directory: &directory,
-        progress: &progress,
-    };
-    let done = stage::on(&setting, |stage| {
-        let mut faults = Faults::new(stage, &template, &parameters, &arguments.out, &progress)?;
+    setting.forget_result();
+    if strangers::DAMAGED.contains(&arguments.only) && !arguments.short {
+        strangers::build_checked(&setting)?;
+    }
+    let (cluster, rows) = stage::on(&setting, |stage| {
+        let mut faults = Faults::new(stage, &setting)?;
         faults.all(arguments)?;
         Ok((faults.cluster, faults.rows))
-    });
-    progress.finish();
-    let (cluster, rows) = done?;
-    conclude(&directory, &cluster, &parameters, started, &rows)
+    })?;
+    conclude(&setting, &cluster, started, &rows)
 }
 
 fn conclude(
-    directory: &Path,
+    setting: &Setting,
     cluster: &ClusterInfo,
-    parameters: &BTreeMap<String, u64>,
     started: Instant,
     rows: &[Row],
 ) -> Result<Verdict> {
@@ -151,11 +136,11 @@ fn conclude(
         target: TARGET,
         verdict,
         cluster,
-        parameters,
+        parameters: &setting.parameters,
         seconds: started.elapsed().as_secs_f64().round(),
         scenarios: rows,
     };
-    let path = directory.join("result.json");
+    let path = setting.directory().join("result.json");
     let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;
     std::fs::write(&path, json + "\n")
         .with_context(|| format!("cannot write {}", path.display()))?;
@@ -165,10 +150,7 @@ fn conclude(
 
 struct Faults<'a> {
     stage: &'a Stage<'a>,
-    template: &'a Template<RunPass>,
-    parameters: &'a BTreeMap<String, u64>,
-    out: &'a Path,
-    progress: &'a Progress,
+    setting: &'a Setting,
     /// The server's.
     gid: String,
     /// Of the machines' kernel.
@@ -182,13 +164,7 @@ struct Faults<'a> {
 }
 
 impl<'a> Faults<'a> {
-    fn new(
-        stage: &'a Stage<'a>,
-        template: &'a Template<RunPass>,
-        parameters: &'a BTreeMap<String, u64>,
-        out: &'a Path,
-        progress: &'a Progress,
-    ) -> Result<Self> {
+    fn new(stage: &'a Stage<'a>, setting: &'a Setting) -> Result<Self> {
         let hosts = stage.hosts().iter();
         let inspected: Vec<Inspected> = hosts
             .map(|host| inspect(host, STEP, stage.interrupt()))
@@ -202,10 +178,7 @@ impl<'a> Faults<'a> {
         };
         let mut faults = Self {
             stage,
-            template,
-            parameters,
-            out,
-            progress,
+            setting,
             gid: parent_gid(stage.hosts(), &inspected, None)?.to_string(),
             release: inspected[SERVER].kernel.clone(),
             resources: String::new(),
@@ -250,6 +223,17 @@ impl<'a> Faults<'a> {
         if only(name) && !short {
             self.scenario(name, |faults, row| faults.client_booted_again(row))?;
         }
+        if only(strangers::OLD_VERSION) {
+            self.scenario(strangers::OLD_VERSION, |faults, row| {
+                faults.old_version(row)
+            })?;
+        }
+        if only(strangers::REPLAY) {
+            self.scenario(strangers::REPLAY, |faults, row| faults.replay(row))?;
+        }
+        if only(strangers::DAMAGED) && !short {
+            self.scenario(strangers::DAMAGED, |faults, row| faults.damaged(row))?;
+        }
         let datagrams = arguments
             .datagrams
             .unwrap_or(if short { 20_000 } else { 1_000_000 });
@@ -266,7 +250,7 @@ impl<'a> Faults<'a> {
         name: &str,
         body: impl FnOnce(&mut Self, &mut Row) -> Result<()>,
     ) -> Result<()> {
-        self.progress.step(name);
+        self.setting.progress.step(name);
         let started = Instant::now();
         let mut row = Row::new(name);
         let outcome = body(self, &mut row);
@@ -282,7 +266,7 @@ impl<'a> Faults<'a> {
         });
         self.stage.interrupt().check()?;
         row.conclude(outcome.and(restored), started.elapsed());
-        self.progress.line(&row.to_string());
+        self.setting.progress.line(&row.to_string());
         self.rows.push(row);
         Ok(())
     }
@@ -293,7 +277,7 @@ impl<'a> Faults<'a> {
         for name in &absent {
             self.stage.restart(name)?;
         }
-        let modules = self.template.passes.iter().rev();
+        let modules = self.setting.template.passes.iter().rev();
         let modules: Vec<&str> = modules
             .filter_map(|pass| pass.module.as_deref())
             .chain([FLOOD])
@@ -340,7 +324,7 @@ impl<'a> Faults<'a> {
     /// Puts the modules of its role onto a host.
     fn equip(&self, index: usize) -> Result<()> {
         let host = self.host(index);
-        let passes = self.template.passes.iter();
+        let passes = self.setting.template.passes.iter();
         let names = passes
             .filter(|pass| pass.role == host.role)
             .filter_map(|pass| pass.module.as_deref());
@@ -351,13 +335,28 @@ impl<'a> Faults<'a> {
     }
 
     fn bring(&self, index: usize, name: &str) -> Result<()> {
-        let module = Module::load(self.out, &self.release, name)?;
+        self.bring_from(&self.setting.out, index, name)
+    }
+
+    fn bring_from(&self, out: &Path, index: usize, name: &str) -> Result<()> {
+        let module = Module::load(out, &self.release, name)?;
         let file = format!("{name}.ko");
         self.host(index).copy(module.contents, &file, self.limit())
     }
 
     /// Loads what a host of its role runs, with some parameters other than the test's.
     fn load(&self, watch: &mut Watch<'_>, host: usize, changes: &[(&str, u64)]) -> Result<()> {
+        self.load_with(watch, host, changes, "")
+    }
+
+    /// Likewise, with `more` behind the arguments.
+    fn load_with(
+        &self,
+        watch: &mut Watch<'_>,
+        host: usize,
+        changes: &[(&str, u64)],
+        more: &str,
+    ) -> Result<()> {
         let (module, pass) = self.module_of(host)?;
         let base = run::session_id_bases(1).first().map(u64::to_string);
         let arguments = fill(&pass.arguments, |name| match name {
@@ -367,16 +366,16 @@ impl<'a> Faults<'a> {
                 .iter()
                 .find(|(changed, _)| *changed == name)
                 .map(|(_, value)| value)
-                .or(self.parameters.get(name))
+                .or(self.setting.parameters.get(name))
                 .map(u64::to_string),
         });
         let arguments = arguments.map_err(|name| {
             Refusal::of(format!(
                 "{}: no value for {{{name}}}",
-                self.template.path.display()
+                self.setting.template.path.display()
             ))
         })?;
-        self.insert(watch, host, module, &arguments)
+        self.insert(watch, host, module, &format!("{arguments} {more}"))
     }
 
     fn insert(
@@ -403,7 +402,7 @@ impl<'a> Faults<'a> {
 
     fn module_of(&self, host: usize) -> Result<(&str, &RunPass)> {
         let role = self.host(host).role;
-        let passes = self.template.passes.iter();
+        let passes = self.setting.template.passes.iter();
         passes
             .filter(|pass| pass.role == role)
             .find_map(|pass| Some((pass.module.as_deref()?, pass)))
@@ -415,15 +414,19 @@ impl<'a> Faults<'a> {
                 };
                 format!(
                     "{}: no pass of role {role:?} has a module",
-                    self.template.path.display()
+                    self.setting.template.path.display()
                 )
             })
     }
 
     /// Loads the server and waits until it is ready; when it was.
     fn load_server(&self, watch: &mut Watch<'_>) -> Result<Instant> {
+        self.load_server_with(watch, "")
+    }
+
+    fn load_server_with(&self, watch: &mut Watch<'_>, more: &str) -> Result<Instant> {
         let since = Instant::now();
-        self.load(watch, SERVER, &[])?;
+        self.load_with(watch, SERVER, &[], more)?;
         let ready = |watch: &Watch<'_>| watch.logs[SERVER].said_since(since, "rpc server ready");
         await_that(watch, STEP, "\"rpc server ready\"", |watch| {
             ready(watch).is_some()

@@ -141,7 +141,7 @@ impl Faults<'_> {
     /// The clients run for as long as they are told after the fault has begun, which is when all are at work; it lasts
     /// until they are done.
     fn play(&self, row: &mut Row, spoilt: Option<&Spoilt>) -> Result<()> {
-        let told = self.parameters.get("client_running_secs");
+        let told = self.setting.parameters.get("client_running_secs");
         let secs = told.copied().unwrap_or_default() + UNTIL_AT_WORK_SECS;
         if let Some(spoilt) = spoilt {
             for host in self.stage.hosts() {

@@ -40,6 +40,8 @@ pub(super) struct Row {
     /// From the server's ready line to the last client's first line with throughput.
     pub(super) resumed_after_ms: Option<u64>,
     pub(super) flood: Option<FloodFigures>,
+    /// What both sides said about a client that was refused.
+    pub(super) told: Vec<String>,
 }
 
 /// An honest client beside a flood.
@@ -74,6 +76,7 @@ impl Row {
             network: None,
             resumed_after_ms: None,
             flood: None,
+            told: Vec::new(),
         }
     }
 
@@ -180,6 +183,9 @@ impl fmt::Display for Row {
                 flood.after_per_s,
                 flood.server_lines
             )?;
+        }
+        for line in &self.told {
+            write!(f, "\n       {line}")?;
         }
         Ok(())
     }

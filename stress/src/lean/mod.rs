@@ -12,7 +12,6 @@
 pub mod begin;
 pub mod cgroup;
 pub mod container;
-mod device;
 pub mod figures;
 pub mod pool;
 pub mod program;

@@ -1,17 +1,21 @@
 //! `mitosis-lean`: forks a seed into one container after another, and counts those that prove to be its continuation.
 
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use mitosis_fork::uapi::SeedId;
+use mitosis_fork::{Capability, Device, Machine, OpenOptions};
 
-use super::begin::{Begin, Program};
+use super::begin::{Begin, Program, Seed};
 use super::cgroup::{Groups, Limits};
 use super::container::Failure;
 use super::figures::{Latencies, Line, RunId, Total};
@@ -34,6 +38,20 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// and limits. Exit status: 0 if every container was verified, and there was at least one.
 #[derive(Parser)]
 #[command(name = "mitosis-lean", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Begin children, and count those that prove what they are.
+    Run(Box<Arguments>),
+    /// Say which seeds, images and pages this machine's module still has; exit status 1 where there are any.
+    Left,
+}
+
+#[derive(clap::Args)]
 struct Arguments {
     /// How long to go on, in seconds.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
@@ -56,9 +74,12 @@ struct Arguments {
     /// Memory that a container may use, in MiB; 0: no limit.
     #[arg(long, default_value_t = 256)]
     memory_mib: u64,
-    /// Gives each container a network namespace as well.
+    /// 1 gives each container a network namespace as well.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=1))]
+    net: u8,
+    /// Ends also when standard input does, as it does when whoever started this has gone.
     #[arg(long)]
-    net: bool,
+    until_eof: bool,
     /// A file or directory that containers see under the same name, read-only. Can be repeated.
     #[arg(long, value_name = "PATH")]
     share: Vec<PathBuf>,
@@ -68,9 +89,93 @@ struct Arguments {
     /// The state that the children have to prove, as the parent printed it: hexadecimal.
     #[arg(long, value_parser = hexadecimal)]
     state: u64,
-    /// Begins each child as this program, followed by its arguments.
-    #[arg(last = true, required = true)]
-    execute: Vec<String>,
+    #[command(subcommand)]
+    begin: How,
+}
+
+/// How the children begin.
+#[derive(Subcommand)]
+enum How {
+    /// As continuations of a seed.
+    Seed(SeedArguments),
+    /// As a program, begun anew: to compare with.
+    Program {
+        /// The program, and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+}
+
+#[derive(clap::Args)]
+struct SeedArguments {
+    /// The GID of the seed's machine.
+    #[arg(long)]
+    gid: Ipv6Addr,
+    /// The service at which its module listens.
+    #[arg(long, default_value_t = 2)]
+    service: u32,
+    /// The seed.
+    #[arg(long)]
+    id: u32,
+    /// Its generation; 0: whichever it is.
+    #[arg(long, default_value_t = 0)]
+    generation: u32,
+    /// Its capability, 32 hexadecimal digits.
+    #[arg(long, value_parser = capability)]
+    capability: Option<Capability>,
+    /// Pages read with one that was touched; 0: the module's default.
+    #[arg(long, default_value_t = 0)]
+    prefetch: u32,
+    /// Reads all pages before the child begins.
+    #[arg(long)]
+    eager: bool,
+    /// Gives each child pages of its own, instead of sharing them until it writes.
+    #[arg(long)]
+    private: bool,
+    /// Opens the seed once for all children, instead of for each.
+    #[arg(long)]
+    shared_image: bool,
+}
+
+impl SeedArguments {
+    fn seed(&self) -> Result<Seed> {
+        let mut seed = Seed {
+            machine: Machine {
+                gid: self.gid.octets(),
+                service: self.service,
+                reserved: 0,
+            },
+            id: SeedId {
+                id: self.id,
+                generation: self.generation,
+            },
+            capability: self.capability,
+            options: OpenOptions {
+                eager: self.eager,
+                private: self.private,
+                prefetch: self.prefetch,
+            },
+            shared: None,
+        };
+        if self.shared_image {
+            let image = seed.open().context("cannot open the seed")?;
+            seed.shared = Some(Arc::new(Seed::descriptor_of(&image)?));
+        }
+        Ok(seed)
+    }
+}
+
+fn capability(text: &str) -> Result<Capability, String> {
+    let wrong = || format!("{text:?} is not 32 hexadecimal digits");
+    let mut bytes = [0; 16];
+    if text.len() != 2 * bytes.len() || !text.is_ascii() {
+        return Err(wrong());
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        let digits = &text[2 * index..2 * index + 2];
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(Capability(bytes))
 }
 
 fn hexadecimal(text: &str) -> Result<u64, String> {
@@ -79,7 +184,11 @@ fn hexadecimal(text: &str) -> Result<u64, String> {
 
 /// The program.
 pub fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let outcome = match CommandLine::parse().command {
+        Command::Run(arguments) => run(&arguments),
+        Command::Left => return left(),
+    };
+    match outcome {
         Ok(total) if total.errors == 0 && total.verified > 0 => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
@@ -89,18 +198,70 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Says what is left on this machine.
+fn left() -> ExitCode {
+    let stats = match Device::open().and_then(|device| device.stats()) {
+        Ok(stats) => stats,
+        Err(error) => {
+            eprintln!("mitosis-lean: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let counts = [
+        ("seeds", stats.seeds),
+        ("images", stats.images),
+        ("regions", stats.regions),
+        ("seed pages", stats.seed_pages),
+        ("cached pages", stats.cached_pages),
+    ];
+    let left: Vec<String> = counts
+        .iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(what, count)| format!("{count} {what}"))
+        .collect();
+    if left.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("the module still has {}", left.join(", "));
+    ExitCode::FAILURE
+}
+
 fn run(arguments: &Arguments) -> Result<Total> {
-    let begin: Box<dyn Begin> = Box::new(Program::open(&arguments.execute)?);
+    let begin: Box<dyn Begin> = match &arguments.begin {
+        How::Seed(seed) => Box::new(seed.seed()?),
+        How::Program { words } => Box::new(Program::open(words)?),
+    };
+    let resumption = begin.resumption()?;
+    let share: Result<Vec<PathBuf>> = arguments
+        .share
+        .iter()
+        .map(|path| {
+            path.canonicalize()
+                .with_context(|| format!("{}", path.display()))
+        })
+        .collect();
     // Namespaces before threads.
-    let root = Root::make(&arguments.share)?;
+    let root = Root::make(&share?)?;
     let interrupt = Interrupt::from_signals()?;
+    if arguments.until_eof {
+        let interrupt = interrupt.clone();
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            interrupt.raise();
+        });
+    }
     let limits = Limits {
         cpu_percent: arguments.cpu_percent,
         memory_mib: arguments.memory_mib,
     };
     let id = RunId::random();
     let maker = Maker {
-        plan: Plan::new(root.path(), arguments.net, begin.arguments()),
+        plan: Plan::new(
+            root.path(),
+            arguments.net == 1,
+            begin.arguments(),
+            resumption,
+        ),
         groups: Groups::create(&id.to_string().replace(['[', ']'], ""), limits)?,
         deadline: Duration::from_secs(arguments.deadline_secs),
         made: AtomicU64::new(0),
@@ -109,7 +270,7 @@ fn run(arguments: &Arguments) -> Result<Total> {
         begin: begin.as_ref(),
         state: arguments.state,
         left: AtomicU64::new(arguments.containers.unwrap_or(u64::MAX)),
-        numbers: AtomicU64::new(0),
+        numbers: AtomicU32::new(0),
         over: AtomicBool::new(false),
     };
     std::thread::scope(|scope| {
@@ -148,7 +309,7 @@ struct Work<'a> {
     begin: &'a dyn Begin,
     state: u64,
     left: AtomicU64,
-    numbers: AtomicU64,
+    numbers: AtomicU32,
     over: AtomicBool,
 }
 
@@ -185,7 +346,7 @@ impl Work<'_> {
 
     fn one(&self, pool: &Pool<'_>) -> Event {
         let started = Instant::now();
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         let nonce: u64 = rand::random();
         let (mut container, prepared) = pool.take()?;
         let ordered = Instant::now();

@@ -4,11 +4,13 @@
 //! It is forked out of a program of several threads, one of which may just hold the allocator's lock: nothing here
 //! allocates, panics or unwinds. All that needs memory is made before, in [`Plan`].
 
+use std::cell::UnsafeCell;
 use std::ffi::{c_char, CStr, CString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use mitosis_fork::Resumption;
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{mount, umount2, MntFlags, MsFlags};
@@ -16,8 +18,6 @@ use nix::sched::{unshare, CloneFlags};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{chdir, dup2, pivot_root, sethostname, setsid};
-
-use super::device;
 
 /// Where the stub keeps the socket on which it is told what to become, and what comes with it.
 const CONTROL: RawFd = 3;
@@ -125,7 +125,7 @@ pub enum Order {
     /// The child of this number, of the image that the subject is.
     Resume {
         /// For the child to know itself by.
-        child: u64,
+        child: u32,
     },
 }
 
@@ -134,7 +134,7 @@ impl Order {
     pub fn child(self) -> u64 {
         match self {
             Order::Execute => 0,
-            Order::Resume { child } => child,
+            Order::Resume { child } => u64::from(child),
         }
     }
 
@@ -144,7 +144,7 @@ impl Order {
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let (kind, child) = match self {
             Order::Execute => (0u64, 0),
-            Order::Resume { child } => (1, child),
+            Order::Resume { child } => (1, u64::from(child)),
         };
         let mut bytes = [0; Self::LEN];
         bytes[..8].copy_from_slice(&kind.to_ne_bytes());
@@ -157,7 +157,9 @@ impl Order {
         let child = u64::from_ne_bytes(child.try_into().ok()?);
         match u64::from_ne_bytes(kind.try_into().ok()?) {
             0 => Some(Order::Execute),
-            1 => Some(Order::Resume { child }),
+            1 => Some(Order::Resume {
+                child: u32::try_from(child).ok()?,
+            }),
             _ => None,
         }
     }
@@ -170,16 +172,24 @@ pub struct Plan {
     // Owns what `argv` points at.
     _arguments: Vec<CString>,
     argv: Vec<*const c_char>,
+    /// Made here once, and used up by each stub in its own copy of this memory.
+    resumption: UnsafeCell<Option<Resumption>>,
 }
 
 // SAFETY: the pointers are to the heap buffers of `_arguments`, which nobody changes and which live as long.
 unsafe impl Send for Plan {}
-// SAFETY: as above; there is nothing in it that changes.
+// SAFETY: as above; what is in the cell is changed only by stubs, each of which has one thread and memory of its own.
 unsafe impl Sync for Plan {}
 
 impl Plan {
-    /// Stubs see `root`; one that becomes a program is given `arguments`, its name first.
-    pub fn new(root: &CStr, net: bool, arguments: Vec<CString>) -> Self {
+    /// Stubs see `root`; one that becomes a program is given `arguments`, its name first, and one that becomes a seed's
+    /// continuation does what `resumption` says.
+    pub fn new(
+        root: &CStr,
+        net: bool,
+        arguments: Vec<CString>,
+        resumption: Option<Resumption>,
+    ) -> Self {
         let mut namespaces = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWUTS
@@ -197,6 +207,7 @@ impl Plan {
             namespaces,
             _arguments: arguments,
             argv,
+            resumption: UnsafeCell::new(resumption),
         }
     }
 }
@@ -379,8 +390,14 @@ fn become_told<F: FnOnce(Errno) -> Report>(
             Err(failed(Step::Execute)(Errno::last()))
         }
         Order::Resume { child } => {
-            let errno = device::resume(SUBJECT, child);
-            Err(failed(Step::Resume)(errno))
+            // SAFETY: this is a stub, whose memory nobody else sees; the reference is the only one.
+            let resumption = unsafe { &mut *plan.resumption.get() };
+            let Some(resumption) = resumption else {
+                return Err(failed(Step::Resume)(Errno::EBADMSG));
+            };
+            // SAFETY: the process has one thread, and none of its files matters any more.
+            let error = unsafe { resumption.run(SUBJECT, child) };
+            Err(failed(Step::Resume)(Errno::from_raw(error.errno())))
         }
     }
 }
@@ -443,7 +460,7 @@ mod tests {
         }
         assert_eq!(Report::parse(&[0xff; Report::LEN]), None);
         assert_eq!(Report::parse(&[0; 3]), None);
-        for order in [Order::Execute, Order::Resume { child: u64::MAX }] {
+        for order in [Order::Execute, Order::Resume { child: u32::MAX }] {
             assert_eq!(Order::parse(&order.to_bytes()), Some(order));
         }
         assert_eq!(Order::parse(&[7; Order::LEN]), None);

@@ -1,6 +1,6 @@
 //! One slot's call: what has been sent, what has come, when to send again (wire.md §8).
 
-use super::rtt::{doubled, RoundTrip};
+use super::rtt::{one_more, RoundTrip};
 use crate::rpc::Rejected;
 use crate::wire::{part_len, Part};
 
@@ -36,7 +36,8 @@ pub struct CallSlot {
     resent_end: u32,
     /// How many datagrams are unanswered: the parts from `answered` to `next`.
     pub(super) in_flight: u16,
-    doublings: u8,
+    /// How often it went back without an answer.
+    retreats: u8,
     phase: Phase,
     /// Every part of the request has been sent at least once.
     all_sent: bool,
@@ -73,7 +74,7 @@ impl CallSlot {
             sample_end: 0,
             resent_end: 0,
             in_flight: 0,
-            doublings: 0,
+            retreats: 0,
             phase: Phase::Asking,
             all_sent: false,
         }
@@ -86,14 +87,14 @@ impl CallSlot {
         rpc_id: u32,
         request_len: u32,
         deadline_ns: u64,
-        doublings: u8,
+        retreats: u8,
     ) {
         *self = Self {
             request,
             rpc_id,
             request_len,
             deadline_ns,
-            doublings,
+            retreats,
             ..Self::new()
         };
     }
@@ -118,11 +119,11 @@ impl CallSlot {
         let again = offset < self.resent_end;
         self.next = end;
         self.in_flight = self.in_flight.wrapping_add(1);
-        if self.sampled_at_ns == 0 && !again && (trip.wants(self.request) || self.doublings != 0) {
+        if self.sampled_at_ns == 0 && !again && trip.wants(self.request) {
             self.sampled_at_ns = now_ns.max(1);
             self.sample_end = end;
         }
-        self.resend_at_ns = now_ns.wrapping_add(trip.interval_ns(self.doublings));
+        self.resend_at_ns = now_ns.wrapping_add(trip.interval_ns(self.retreats));
         let last = end >= message_len;
         let outgoing = match self.phase {
             Phase::Asking => {
@@ -252,29 +253,28 @@ impl CallSlot {
         self.next = self.answered;
         self.sampled_at_ns = 0;
         self.resend_at_ns = u64::MAX;
-        self.doublings = doubled(self.doublings);
+        self.retreats = one_more(self.retreats);
         credits
     }
 
-    /// Measures the round trip if everything up to `end` was just answered.
+    /// An answer: measures the round trip if everything up to `end` was just answered, and ends the
+    /// back-off.
     #[inline(always)]
     fn measure(&mut self, now_ns: u64, end: u32, trip: &mut RoundTrip) {
-        if self.sampled_at_ns == 0 && self.doublings == 0 {
-            return;
-        }
         if self.sampled_at_ns != 0 && end >= self.sample_end {
             trip.measured(now_ns.saturating_sub(self.sampled_at_ns));
             self.sampled_at_ns = 0;
-            self.doublings = 0;
-        } else if self.doublings != 0 {
-            trip.ambiguous(self.doublings);
+            self.retreats = 0;
+        } else if self.retreats != 0 {
+            trip.ambiguous(self.retreats);
+            self.retreats = 0;
         }
     }
 
     fn await_more(&mut self, now_ns: u64, trip: &RoundTrip) {
         self.resend_at_ns = match self.in_flight {
             0 => u64::MAX,
-            _ => now_ns.saturating_add(trip.interval_ns(self.doublings)),
+            _ => now_ns.saturating_add(trip.interval_ns(self.retreats)),
         };
     }
 }

@@ -16,7 +16,7 @@ impl Client<'_> {
         self.nonce = self.nonce.wrapping_add(1);
         self.state = State::Connecting;
         self.control.connect = true;
-        self.doublings = 0;
+        self.retreats = 0;
         self.deadline_ns = now_ns.saturating_add(self.config.connect_timeout_ns);
         self.resend_at_ns = now_ns.saturating_add(self.handshake_interval_ns());
     }
@@ -142,7 +142,7 @@ impl Client<'_> {
             ..Control::default()
         };
         self.heard = false;
-        self.doublings = 0;
+        self.retreats = 0;
         self.rest(now_ns);
         Ok(Some(Event::Connected))
     }

@@ -95,7 +95,7 @@ pub struct Client<'a> {
     nonce: u64,
     confirm_tag: Tag,
     /// How often the Connect or Confirm has been sent again.
-    doublings: u8,
+    retreats: u8,
 }
 
 impl<'a> Client<'a> {
@@ -141,7 +141,7 @@ impl<'a> Client<'a> {
             config,
             nonce: config.nonce,
             confirm_tag: [0; 16],
-            doublings: 0,
+            retreats: 0,
         }
     }
 
@@ -216,7 +216,7 @@ impl<'a> Client<'a> {
             rpc_id,
             request_len,
             deadline_ns,
-            self.trip.doublings(),
+            self.trip.retreats(request),
         );
         if self.busy == 0 {
             self.calls_at_ns = deadline_ns;

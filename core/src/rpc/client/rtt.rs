@@ -1,7 +1,10 @@
 //! How long to wait for an answer: the estimator of RFC 6298 in integers (wire.md §8.5).
 
-/// Doublings are counted up to here; `max_ns` ends them long before.
-const MAX_DOUBLINGS: u8 = 32;
+/// Times that a slot goes back are counted up to here; `max_ns` ends the growth long before.
+const MAX_RETREATS: u8 = 64;
+
+/// The interval doubles once in so many of them.
+const RETREATS_A_DOUBLING: u8 = 2;
 
 /// No interval is longer: 18 minutes.
 const LONGEST_NS: u64 = 1 << 40;
@@ -21,9 +24,10 @@ pub(super) struct RoundTrip {
     interval_ns: u64,
     min_ns: u64,
     max_ns: u64,
-    /// Kept from a call that was answered after retransmissions: Karn's rule, by which the interval
-    /// stays long until an answer proves that it need not be.
-    doublings: u8,
+    /// The most that a call has gone back and was answered nevertheless, since the last measurement.
+    retreats: u8,
+    /// The numbers of calls to be measured have none of these bits.
+    unsampled: u64,
 }
 
 impl RoundTrip {
@@ -36,15 +40,16 @@ impl RoundTrip {
             interval_ns: initial_ns.clamp(min_ns, max_ns),
             min_ns,
             max_ns,
-            doublings: 0,
+            retreats: 0,
+            unsampled: 0,
         }
     }
 
     /// Whether a call of this number is to be measured: one in [`SAMPLED`], as round trips change
-    /// more slowly than calls come; all until the first measurement, and after retransmissions.
+    /// more slowly than calls come; all until the first measurement.
     #[inline(always)]
     pub(super) fn wants(&self, request: u64) -> bool {
-        request & (SAMPLED - 1) == 0 || self.smoothed8_ns == 0 || self.doublings != 0
+        request & self.unsampled == 0
     }
 
     /// Takes the time between a datagram and its answer, where the datagram was sent once.
@@ -70,35 +75,43 @@ impl RoundTrip {
         }
         let interval_ns = (self.smoothed8_ns >> 3).wrapping_add(self.deviation4_ns);
         self.interval_ns = interval_ns.max(self.min_ns).min(self.max_ns);
-        self.doublings = 0;
+        self.retreats = 0;
+        self.unsampled = SAMPLED - 1;
     }
 
-    /// The interval after so many retransmissions.
+    /// The interval after a slot has gone back so often.
     #[inline]
-    pub(super) fn interval_ns(&self, doublings: u8) -> u64 {
-        if doublings == 0 {
+    pub(super) fn interval_ns(&self, retreats: u8) -> u64 {
+        if retreats == 0 {
             return self.interval_ns;
         }
-        let factor = 1_u64.checked_shl(u32::from(doublings)).unwrap_or(u64::MAX);
+        let doublings = u32::from(retreats / RETREATS_A_DOUBLING);
+        let factor = 1_u64.checked_shl(doublings).unwrap_or(u64::MAX);
         self.interval_ns.saturating_mul(factor).min(self.max_ns)
     }
 
-    /// Doublings with which a new call begins.
-    #[inline]
-    pub(super) fn doublings(&self) -> u8 {
-        self.doublings
+    /// With how many retreats a call begins: one that is to be measured must be answered before it
+    /// is repeated, also where the interval has become too short.
+    #[inline(always)]
+    pub(super) fn retreats(&self, request: u64) -> u8 {
+        if self.wants(request) {
+            self.retreats
+        } else {
+            0
+        }
     }
 
-    /// An answer came after so many doublings, and does not say to which transmission.
-    #[inline]
-    pub(super) fn ambiguous(&mut self, doublings: u8) {
-        self.doublings = self.doublings.max(doublings);
+    /// An answer came after so many retreats, and does not say to which transmission.
+    #[cold]
+    pub(super) fn ambiguous(&mut self, retreats: u8) {
+        // A call that began so and was repeated nevertheless makes the next one begin with more.
+        self.retreats = self.retreats.max(retreats);
     }
 }
 
 /// One more.
-pub(super) fn doubled(doublings: u8) -> u8 {
-    doublings.saturating_add(1).min(MAX_DOUBLINGS)
+pub(super) fn one_more(retreats: u8) -> u8 {
+    retreats.saturating_add(1).min(MAX_RETREATS)
 }
 
 #[cfg(all(test, not(rdma_loom)))]
@@ -126,14 +139,27 @@ mod tests {
     }
 
     #[test]
-    fn it_doubles_and_stays_doubled_until_something_is_measured() {
+    fn it_doubles_every_second_time_up_to_the_bound() {
+        let trip = RoundTrip::new(100, 10, 1_000);
+        let intervals = [0, 1, 2, 3, 4, 5, 6, 7, 8, u8::MAX].map(|times| trip.interval_ns(times));
+        assert_eq!(
+            intervals,
+            [100, 100, 200, 200, 400, 400, 800, 800, 1_000, 1_000]
+        );
+    }
+
+    #[test]
+    fn the_next_measured_call_begins_where_the_slowest_ended() {
         let mut trip = RoundTrip::new(100, 10, 1_000);
-        let intervals = [0, 1, 2, 3, 4, 32, u8::MAX].map(|doublings| trip.interval_ns(doublings));
-        assert_eq!(intervals, [100, 200, 400, 800, 1_000, 1_000, 1_000]);
-        trip.ambiguous(2);
-        assert_eq!(trip.doublings(), 2);
+        trip.ambiguous(3);
+        assert_eq!(trip.retreats(9), 3, "nothing has been measured");
         trip.measured(20);
-        assert_eq!(trip.doublings(), 0);
+        assert_eq!([8, 9].map(|request| trip.retreats(request)), [0, 0]);
+        trip.ambiguous(5);
+        trip.ambiguous(4);
+        assert_eq!([8, 9].map(|request| trip.retreats(request)), [5, 0]);
+        trip.measured(20);
+        assert_eq!(trip.retreats(8), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the client does when a time has come (wire.md §7.3, §8.5).
 
-use super::rtt::doubled;
+use super::rtt::one_more;
 use super::{bit, Client, Event, SlotSet, State};
 use crate::session::RequestId;
 use crate::wire::{ErrorCode, Refusal};
@@ -30,7 +30,7 @@ impl Client<'_> {
                 }
                 if now_ns >= self.resend_at_ns {
                     self.control.connect = true;
-                    self.doublings = doubled(self.doublings);
+                    self.retreats = one_more(self.retreats);
                     // Set again when it is sent; until then, do not ask for it over and over.
                     self.resend_at_ns = now_ns.saturating_add(self.handshake_interval_ns());
                 }
@@ -83,7 +83,7 @@ impl Client<'_> {
                 self.control.ping = true;
             } else {
                 self.control.confirm = true;
-                self.doublings = doubled(self.doublings);
+                self.retreats = one_more(self.retreats);
             }
             self.resend_at_ns = now_ns.saturating_add(self.idle_interval_ns());
         }
@@ -100,7 +100,7 @@ impl Client<'_> {
 
     /// Between two Connects, or two Confirms.
     pub(super) fn handshake_interval_ns(&self) -> u64 {
-        self.trip.interval_ns(self.doublings)
+        self.trip.interval_ns(self.retreats)
     }
 
     /// Pings are four to an idle timeout; but until the server has shown that it knows that we have

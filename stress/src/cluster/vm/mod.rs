@@ -9,6 +9,7 @@ mod machine;
 mod namespace;
 mod network;
 mod ssh;
+mod wire;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use anyhow::{anyhow, bail, Context, Result};
 
 pub use accel::Accel;
 pub use namespace::{enter_namespace, inside_namespace};
+pub use wire::Wire;
 
 use self::machine::{Event, Machine, Plan};
 use self::ssh::{Master, Ssh};
@@ -222,6 +224,11 @@ impl VmCluster {
         // What was said by the machine that is gone now.
         while self.events.try_recv().is_ok() {}
         self.start(&[index], interrupt, &|_| {})
+    }
+
+    /// What goes to a machine and comes from it.
+    pub fn wire(&self, name: &str) -> Result<Wire> {
+        Wire::of(self.plans[self.index(name)?].number)
     }
 
     /// Ends all machines; `Err` where one had ended by itself.

@@ -1,140 +1,46 @@
-//! `mitosis_rpc_flood`: sends a server what it must survive.
-//!
 //! Half of the datagrams are random bytes of random length; the other half are well-formed messages of every kind, naming
 //! sessions and requests that may well exist, in which up to four random bits are flipped. The same seed makes the same
 //! datagrams again.
 
 use mitosis_core::session::{RequestId, SessionId};
-use mitosis_core::sync::stop::Stop;
-use mitosis_core::wire::resolution::{Ask, MAX_SERVICE_ID};
 use mitosis_core::wire::{Connect, Datagram, Message, Part, HEADER_LEN};
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::Xoshiro256StarStar;
 
-use crate::cm::{self, Unresolved};
-use crate::devices::{Devices, Gid};
+use super::line::Failure;
+use crate::cm::Route;
+use crate::devices::Devices;
 use crate::endpoint::{Endpoint, Ticket};
 use crate::errno::Errno;
-use crate::ffi;
+use crate::info;
 use crate::memory::Table;
-use crate::module::{Control, Slot};
+use crate::module::Control;
 use crate::thread::{give_way, now_ns};
 use crate::verbs::{Completion, Direction, MappedPage, BATCH};
-use crate::{error, info};
 
 /// Datagrams under way at a time.
 const BUFFERS: usize = 32;
 /// What the server answers has to go somewhere.
 const RECEIVE_BUFFERS: u32 = 64;
 
-static SLOT: Slot = Slot::empty();
-
-/// Starts the flood. Called by insmod.
-///
-/// # Safety
-/// `parameters` is valid during the call, and so are the bytes of its GID.
-#[no_mangle]
-pub unsafe extern "C" fn mitosis_flood_start(parameters: *const ffi::FloodParameters) -> i32 {
-    // SAFETY: by this function's contract.
-    let parameters = unsafe { *parameters };
-    // SAFETY: likewise.
-    let gid = unsafe { core::slice::from_raw_parts(parameters.gid, parameters.gid_len as usize) };
-    let Some(gid) = Gid::parse(gid) else {
-        error!("gid is not eight groups of four hexadecimal digits with colons between them");
-        return Errno::INVALID.0;
-    };
-    if parameters.server_service_id > MAX_SERVICE_ID {
-        error!("server_service_id is more than 255");
-        return Errno::INVALID.0;
-    }
-    let flood = Flood {
-        gid,
-        service_id: parameters.server_service_id,
-        server_qd_hint: parameters.server_qd_hint,
-        datagrams: parameters.datagrams,
-        seed: parameters.seed,
-    };
-    match SLOT.load(c"mitosis_flood", move |control: &Control| {
-        flood.run(control)
-    }) {
-        Ok(()) => 0,
-        Err(errno) => {
-            error!("cannot start the flood's thread: ", errno);
-            errno.0
-        }
-    }
+/// How much of it.
+pub struct Noise {
+    /// How many datagrams.
+    pub datagrams: u32,
+    /// The same makes the same ones.
+    pub seed: u32,
 }
 
-/// Stops the flood. Called by rmmod.
-#[no_mangle]
-pub extern "C" fn mitosis_flood_stop() {
-    SLOT.unload();
-}
-
-/// What the module was asked to do.
-struct Flood {
-    gid: Gid,
-    service_id: u32,
-    server_qd_hint: u32,
-    datagrams: u32,
-    seed: u32,
-}
-
-/// Why the flood ended early.
-enum Failure {
-    Unresolved(Unresolved),
-    Kernel(&'static str, Errno),
-}
-
-/// What was sent.
-struct Sent {
-    all: u32,
-    mutated: u32,
-}
-
-impl Flood {
-    fn run(&self, control: &Control) {
-        info!(
-            "flooding: gid ",
-            self.gid, ", datagrams ", self.datagrams, ", seed ", self.seed
-        );
-        let start_ns = now_ns();
-        match self.send(control) {
-            Ok(sent) => info!(
-                "flood done: sent ",
-                sent.all,
-                ", mutated ",
-                sent.mutated,
-                ", elapsed_us ",
-                (now_ns() - start_ns) / 1_000
-            ),
-            Err(Failure::Unresolved(Unresolved::Stopped)) => {
-                info!("flood stopped before its start")
-            }
-            Err(Failure::Unresolved(why)) => error!("flood failed: no server: ", why),
-            Err(Failure::Kernel(step, errno)) => error!("flood failed: ", step, ": ", errno),
-        }
-    }
-
-    /// What is declared first is dropped last.
-    fn send(&self, control: &Control) -> Result<Sent, Failure> {
+impl Noise {
+    /// Sends it. What is declared first is dropped last.
+    pub fn send(
+        &self,
+        route: &Route,
+        devices: &Devices<'_>,
+        control: &Control,
+    ) -> Result<(), Failure> {
         let kernel = |step| move |errno| Failure::Kernel(step, errno);
-        let devices = Devices::open(&control.event).map_err(kernel("cannot watch RDMA devices"))?;
-        let ask = Ask {
-            server_qd_hint: self.server_qd_hint,
-            client_qd_hint: 0,
-            client_service_id: 0,
-        };
-        let stop: &Stop = &control.stop;
-        let route = cm::resolve(
-            &devices,
-            &control.event,
-            stop,
-            self.gid,
-            self.service_id,
-            &ask,
-        )
-        .map_err(Failure::Unresolved)?;
+        let start_ns = now_ns();
         let mut buffers = Table::try_new(BUFFERS, |_| {
             Ok((
                 MappedPage::new(route.pd(), Direction::ToDevice)?,
@@ -146,9 +52,9 @@ impl Flood {
             Endpoint::open(route.port(), route.pd(), &control.event, RECEIVE_BUFFERS)
                 .map_err(kernel("cannot create a queue pair"))?;
         let mut random = Xoshiro256StarStar::seed_from_u64(u64::from(self.seed));
-        let mut sent = Sent { all: 0, mutated: 0 };
-        while sent.all < self.datagrams && !stop.wanted() && !devices.removed() {
-            let Some((buffer, ticket)) = buffers.get_mut(sent.all as usize % BUFFERS) else {
+        let (mut all, mut mutations) = (0u32, 0u32);
+        while all < self.datagrams && !control.stop.wanted() && !devices.removed() {
+            let Some((buffer, ticket)) = buffers.get_mut(all as usize % BUFFERS) else {
                 break;
             };
             endpoint
@@ -167,8 +73,8 @@ impl Flood {
             *ticket = endpoint
                 .send_page(&route.destination(), buffer, len)
                 .map_err(kernel("cannot send"))?;
-            sent.all += 1;
-            sent.mutated += u32::from(mutated);
+            all += 1;
+            mutations += u32::from(mutated);
             discard(&mut endpoint).map_err(kernel("cannot post receives"))?;
             give_way();
         }
@@ -178,7 +84,15 @@ impl Flood {
                 .wait_sent(*ticket)
                 .map_err(kernel("a send does not complete"))?;
         }
-        Ok(sent)
+        info!(
+            "flood done: sent ",
+            all,
+            ", mutated ",
+            mutations,
+            ", elapsed_us ",
+            (now_ns() - start_ns) / 1_000
+        );
+        Ok(())
     }
 }
 

@@ -1,0 +1,320 @@
+//! The calls on `/dev/mitosis`, but for freezing.
+
+use core::ops::Deref;
+
+use mitosis_core::wire::fork::SeedName;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::clients::Client;
+use super::ffi;
+use super::image::{Image, PageError};
+use super::seed::Seed;
+use super::uapi::{self, OPEN_EAGER, OPEN_PRIVATE};
+use super::Fork;
+use crate::devices::Gid;
+use crate::errno::Errno;
+use crate::lock::Shared;
+use crate::thread::now_ns;
+
+/// How long a parent waits for its child to freeze, unless the child ends before.
+const FREEZE_TIMEOUT_NS: u64 = 60_000_000_000;
+/// How often it looks whether the child is still there.
+const LOOK_NS: u64 = 50_000_000;
+const MS_NS: u64 = 1_000_000;
+
+fn is_admin() -> bool {
+    // SAFETY: no preconditions.
+    unsafe { ffi::mitosis_task_is_admin() }
+}
+
+/// `MITOSIS_PREPARE`
+pub fn prepare(fork: &Fork, client: &Client, call: &mut uapi::Prepare) -> Result<i32, Errno> {
+    if call.flags != 0 || call.reserved != 0 || call.token == 0 {
+        return Err(Errno::INVALID);
+    }
+    let waiter = fork.clients.wait(client.number)?;
+    let give_up_ns = now_ns() + FREEZE_TIMEOUT_NS;
+    loop {
+        let token = call.token;
+        let found = fork
+            .seeds
+            .next(0, |seed| seed.owner == client.number && seed.token == token);
+        if let Some((_, seed)) = found {
+            if call.lease_ms != 0 {
+                seed.leased.set(1);
+                let until_ns = now_ns().saturating_add(call.lease_ms.saturating_mul(MS_NS));
+                seed.lease_until_ns.set(until_ns);
+                seed.wake.signal();
+            }
+            let (vmas, chunks) = seed.size();
+            call.seed = uapi::SeedId {
+                id: seed.id,
+                generation: seed.generation,
+            };
+            call.capability = seed.capability;
+            call.descriptor_len = seed.descriptor().len() as u64;
+            call.vmas = vmas as u32;
+            call.chunks = chunks as u32;
+            return Ok(0);
+        }
+        if let Some(refusal) = fork.clients.told(client.number, token) {
+            call.refused = refusal.reason;
+            call.refused_at = refusal.at;
+            return Err(match refusal.reason {
+                0 => Errno::CANCELED,
+                _ => Errno::NOT_SUPPORTED,
+            });
+        }
+        // SAFETY: no preconditions.
+        if now_ns() >= give_up_ns || !unsafe { ffi::mitosis_task_is_alive(call.pid) } {
+            return Err(Errno::NO_PROCESS);
+        }
+        // SAFETY: the event lives as long as the waiter; a process calls this.
+        let killed = unsafe { ffi::mitosis_event_wait_frozen(waiter.event.as_ptr(), LOOK_NS) };
+        if killed != 0 {
+            return Err(Errno::INTERRUPTED);
+        }
+    }
+}
+
+/// Whether the caller may see a seed and end it.
+fn is_mine(client: &Client, seed: &Seed) -> bool {
+    seed.owner == client.number || is_admin()
+}
+
+/// `MITOSIS_UNPREPARE`
+pub fn unprepare(fork: &Fork, client: &Client, call: &uapi::SeedId) -> Result<i32, Errno> {
+    let seed = fork.seeds.find(call.id, call.generation);
+    let seed = seed.ok_or(Errno::NO_ENTRY)?;
+    if !is_mine(client, &seed) {
+        return Err(Errno::NOT_PERMITTED);
+    }
+    seed.revoke();
+    seed.release();
+    Ok(0)
+}
+
+fn info(seed: &Seed) -> uapi::SeedInfo {
+    let (vmas, chunks) = seed.size();
+    let (regions, _) = seed.registered();
+    let now_ns = now_ns();
+    let until_ns = seed.lease_until_ns.value();
+    uapi::SeedInfo {
+        seed: uapi::SeedId {
+            id: seed.id,
+            generation: seed.generation,
+        },
+        // SAFETY: no preconditions.
+        pid: unsafe { ffi::mitosis_task_number_here(seed.pid) },
+        uid: seed.uid,
+        age_ms: now_ns.saturating_sub(seed.born_ns) / MS_NS,
+        lease_left_ms: match until_ns {
+            u64::MAX => 0,
+            until_ns => (until_ns.saturating_sub(now_ns) / MS_NS).max(1),
+        },
+        descriptor_len: seed.descriptor().len() as u64,
+        vmas: vmas as u32,
+        chunks: chunks as u32,
+        regions: regions as u32,
+        opened: seed.opened.value() as u32,
+        comm: seed.comm,
+    }
+}
+
+/// `MITOSIS_LIST`
+pub fn list(fork: &Fork, client: &Client, call: &mut uapi::List) -> Result<i32, Errno> {
+    let mut from = 0;
+    let mut count = 0u32;
+    let admin = is_admin();
+    let mine = |seed: &Seed| admin || seed.owner == client.number;
+    while let Some((index, seed)) = fork.seeds.next(from, mine) {
+        from = index + 1;
+        if count < call.capacity {
+            let info = info(&seed);
+            let offset = u64::from(count) * size_of::<uapi::SeedInfo>() as u64;
+            let to = call.seeds.checked_add(offset).ok_or(Errno::FAULT)?;
+            copy_out(to, info.as_bytes())?;
+        }
+        count += 1;
+    }
+    call.count = count;
+    Ok(0)
+}
+
+/// `MITOSIS_QUERY`
+pub fn query(fork: &Fork, client: &Client, call: &mut uapi::SeedInfo) -> Result<i32, Errno> {
+    let seed = fork.seeds.find(call.seed.id, call.seed.generation);
+    let seed = seed.ok_or(Errno::NO_ENTRY)?;
+    if !is_mine(client, &seed) {
+        return Err(Errno::NOT_PERMITTED);
+    }
+    *call = info(&seed);
+    Ok(0)
+}
+
+fn copy_out(to: u64, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: `bytes` is valid; C checks the destination.
+    Errno::check(unsafe { ffi::mitosis_copy_to_user(to, bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// `MITOSIS_OPEN`
+pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
+    if call.flags & !(OPEN_EAGER | OPEN_PRIVATE) != 0 || call.machine.reserved != 0 {
+        return Err(Errno::INVALID);
+    }
+    let without = call.capability == [0; 16];
+    if (without || call.seed.generation == 0) && !is_admin() {
+        return Err(Errno::NOT_PERMITTED);
+    }
+    let name = SeedName {
+        id: call.seed.id.into(),
+        generation: call.seed.generation.into(),
+        capability: call.capability,
+        by_id: u32::from(without).into(),
+        reserved: 0.into(),
+    };
+    let gid = Gid(call.machine.gid);
+    let machine = fork.machines.at(gid, call.machine.service)?;
+    let prefetch = match call.prefetch {
+        0 => fork.prefetch,
+        prefetch => prefetch,
+    };
+    let image = fork
+        .images
+        .open(
+            fork,
+            machine,
+            &name,
+            prefetch,
+            call.flags & OPEN_PRIVATE != 0,
+        )
+        .map_err(|error| {
+            crate::warning!(
+                "cannot open seed ",
+                call.seed.id,
+                " of ",
+                gid,
+                ": ",
+                text(&error)
+            );
+            errno_of(&error)
+        })?;
+    let opened = fill(fork, call, &image);
+    if let Err(errno) = opened {
+        fork.images.close(fork, image);
+        return Err(errno);
+    }
+    let raw = image.into_raw();
+    // SAFETY: the file owns the image's reference from here on, unless it could not be made.
+    let fd = unsafe { ffi::mitosis_image_file_create(raw) };
+    if fd < 0 {
+        // SAFETY: `raw` came from `into_raw` and was not taken.
+        if let Some(image) = unsafe { Shared::<Image>::from_raw(raw) } {
+            fork.images.close(fork, image);
+        }
+    }
+    Errno::check(fd).map(|()| fd)
+}
+
+/// Gives the caller the descriptor, and the image all its pages if that was asked for.
+fn fill(fork: &Fork, call: &mut uapi::Open, image: &Image) -> Result<(), Errno> {
+    let bytes = image.bytes();
+    call.descriptor_len = bytes.len() as u32;
+    if bytes.len() > call.descriptor_room as usize {
+        return Err(Errno::NO_BUFFER);
+    }
+    copy_out(call.descriptor, bytes)?;
+    if call.flags & OPEN_EAGER != 0 {
+        image.read_all(fork).map_err(|error| errno_of(&error))?;
+    }
+    Ok(())
+}
+
+fn text(error: &PageError) -> &'static str {
+    match error {
+        PageError::NoMemory => "this machine is out of memory",
+        PageError::Beyond => "the seed has nothing there",
+        PageError::Refused(status) => status.text(),
+        PageError::Unreachable(_) => "its machine does not answer as it should",
+        PageError::Read(_) => "READ failed",
+    }
+}
+
+fn errno_of(error: &PageError) -> Errno {
+    use mitosis_core::wire::fork::Status;
+    match error {
+        PageError::NoMemory => Errno::NO_MEMORY,
+        PageError::Beyond => Errno::FAULT,
+        PageError::Refused(Status::NoSuchSeed) => Errno::NO_ENTRY,
+        PageError::Refused(Status::NotEntitled) => Errno::NO_ACCESS,
+        PageError::Refused(Status::Exhausted) => Errno::NO_BUFFER,
+        PageError::Refused(_) => Errno::PROTOCOL,
+        PageError::Unreachable(error) => error.errno(),
+        PageError::Read(errno) => *errno,
+    }
+}
+
+/// `MITOSIS_CONNECT`
+pub fn connect(fork: &Fork, call: &uapi::Machine) -> Result<i32, Errno> {
+    let gid = Gid(call.gid);
+    let machine = fork.machines.at(gid, call.service)?;
+    match machine.link(fork) {
+        Ok(_) => Ok(0),
+        Err(error) => {
+            crate::warning!(
+                "cannot connect to ",
+                gid,
+                ", service ",
+                call.service,
+                ": ",
+                error
+            );
+            Err(error.errno())
+        }
+    }
+}
+
+/// `MITOSIS_DISCONNECT`
+pub fn disconnect(fork: &Fork, call: &uapi::Machine) -> Result<i32, Errno> {
+    if !is_admin() {
+        return Err(Errno::NOT_PERMITTED);
+    }
+    fork.machines
+        .forget(Gid(call.gid), call.service)
+        .map(|()| 0)
+}
+
+/// `MITOSIS_PING`
+pub fn ping(fork: &Fork, call: &mut uapi::Ping) -> Result<i32, Errno> {
+    let (gid, service) = (Gid(call.machine.gid), call.machine.service);
+    call.rtt_ns = fork.machines.ping(fork, gid, service)?;
+    Ok(0)
+}
+
+/// `MITOSIS_STATS`
+pub fn stats(fork: &Fork, call: &mut uapi::Stats) -> Result<i32, Errno> {
+    let counters = &fork.counters;
+    *call = uapi::Stats::new_zeroed();
+    let mut from = 0;
+    while let Some((index, seed)) = fork.seeds.next(from, |_| true) {
+        from = index + 1;
+        let (regions, pages) = seed.deref().registered();
+        call.regions += regions as u64;
+        call.seed_pages += pages as u64;
+        call.seeds += 1;
+    }
+    call.prepared = counters.prepared.value();
+    call.unprepared = counters.unprepared.value();
+    call.images = fork.images.count() as u64;
+    call.children = counters.children.value();
+    call.cached_pages = counters.cached_pages.value();
+    call.faults = counters.faults.value();
+    call.faults_zero = counters.faults_zero.value();
+    call.faults_cached = counters.faults_cached.value();
+    call.faults_read = counters.faults_read.value();
+    call.faults_rpc = counters.faults_rpc.value();
+    call.faults_failed = counters.faults_failed.value();
+    call.pages_read = counters.pages_read.value();
+    call.connections = (fork.visitors.count() + fork.machines.connected()) as u64;
+    Ok(0)
+}

@@ -1,0 +1,174 @@
+//! What the shim calls: the module's life, the files of `/dev/mitosis` and of images, and page faults.
+
+use core::ffi::c_void;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::clients::Client;
+use super::ffi;
+use super::image::{Image, PageError};
+use super::{calls, fork, prepare, resume, uapi};
+use crate::errno::Errno;
+use crate::lock::Shared;
+use crate::memory::{Owned, PAGE_LEN};
+
+/// # Safety
+/// Called by the shim with what it made.
+#[no_mangle]
+pub extern "C" fn mitosis_client_opened(tgid: i32) -> *mut c_void {
+    let Some(fork) = fork() else {
+        return core::ptr::null_mut();
+    };
+    let client = Owned::new(Client {
+        number: fork.clients.admit(),
+        tgid,
+    });
+    client.map_or(core::ptr::null_mut(), |client| client.into_raw().cast())
+}
+
+/// # Safety
+/// `client` is what `mitosis_client_opened` gave, and not closed.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_client_flushed(client: *mut c_void, tgid: i32) {
+    // SAFETY: by this function's contract.
+    let client = unsafe { &*client.cast::<Client>() };
+    if client.tgid != tgid {
+        return;
+    }
+    if let Some(fork) = fork() {
+        fork.release_of(client.number);
+    }
+}
+
+/// # Safety
+/// As `mitosis_client_flushed`; the client is not used again.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_client_closed(client: *mut c_void) {
+    // SAFETY: by this function's contract.
+    if let Some(client) = unsafe { Owned::<Client>::from_raw(client.cast()) } {
+        if let Some(fork) = fork() {
+            fork.release_of(client.number);
+        }
+    }
+}
+
+/// Lets a call work on its argument, if that has the right length.
+fn with<T: FromBytes + IntoBytes + KnownLayout + Immutable>(
+    argument: &mut [u8],
+    call: impl FnOnce(&mut T) -> Result<i32, Errno>,
+) -> Result<i32, Errno> {
+    let (typed, _) = T::mut_from_prefix(argument).map_err(|_| Errno::INVALID)?;
+    call(typed)
+}
+
+/// # Safety
+/// As `mitosis_client_flushed`; `argument` is valid for `argument_len` bytes and aligned to 8.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_client_call(
+    client: *mut c_void,
+    number: u32,
+    argument: *mut c_void,
+    argument_len: u32,
+) -> isize {
+    // SAFETY: by this function's contract.
+    let (client, bytes) = unsafe {
+        (
+            &*client.cast::<Client>(),
+            core::slice::from_raw_parts_mut(argument.cast::<u8>(), argument_len as usize),
+        )
+    };
+    let Some(fork) = fork() else {
+        return Errno::NO_DEVICE.0 as isize;
+    };
+    let outcome = match number {
+        uapi::FREEZE => with(bytes, |call: &mut uapi::Freeze| {
+            if call.reserved != 0 || call.flags & !uapi::FREEZE_STRICT_FILES != 0 {
+                return Err(Errno::INVALID);
+            }
+            prepare::freeze(fork, client.number, call)
+        }),
+        uapi::PREPARE => with(bytes, |call| calls::prepare(fork, client, call)),
+        uapi::UNPREPARE => with(bytes, |call: &mut uapi::SeedId| {
+            calls::unprepare(fork, client, call)
+        }),
+        uapi::LIST => with(bytes, |call| calls::list(fork, client, call)),
+        uapi::QUERY => with(bytes, |call| calls::query(fork, client, call)),
+        uapi::OPEN => with(bytes, |call| calls::open(fork, call)),
+        uapi::CONNECT => with(bytes, |call: &mut uapi::Machine| calls::connect(fork, call)),
+        uapi::DISCONNECT => with(bytes, |call: &mut uapi::Machine| {
+            calls::disconnect(fork, call)
+        }),
+        uapi::PING => with(bytes, |call| calls::ping(fork, call)),
+        uapi::STATS => with(bytes, |call| calls::stats(fork, call)),
+        _ => Err(Errno::NO_SUCH_CALL),
+    };
+    match outcome {
+        Ok(value) => value as isize,
+        Err(errno) => errno.0 as isize,
+    }
+}
+
+/// # Safety
+/// `image` is the file's, `file` is the shim's.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_image_resume(
+    image: *mut c_void,
+    file: *mut ffi::ImageFile,
+    child: u64,
+) -> isize {
+    // SAFETY: the file has a reference until it is closed.
+    let image = unsafe { Shared::<Image>::peek(image) };
+    let outcome = match (fork(), image) {
+        // SAFETY: by this function's contract.
+        (Some(fork), Some(image)) => unsafe { resume::resume(fork, image, file, child) },
+        _ => Err(Errno::NO_DEVICE),
+    };
+    match outcome {
+        Ok(value) => value as isize,
+        Err(errno) => errno.0 as isize,
+    }
+}
+
+/// # Safety
+/// `image` is the file's; `page` is valid during the call.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_image_fault(
+    image: *mut c_void,
+    vma: u32,
+    number: u64,
+    dropped: bool,
+    page: *mut *mut ffi::Page,
+) -> i32 {
+    // SAFETY: the file has a reference until it is closed.
+    let image = unsafe { Shared::<Image>::peek(image) };
+    let (Some(fork), Some(image)) = (fork(), image) else {
+        return Errno::NO_DEVICE.0;
+    };
+    fork.counters.faults.add(1);
+    match image.page(fork, vma, number, dropped) {
+        Ok(found) => {
+            // SAFETY: by this function's contract.
+            unsafe { page.write(found.into_raw()) };
+            0
+        }
+        Err(error) => {
+            fork.counters.faults_failed.add(1);
+            image.complain(number.saturating_mul(PAGE_LEN as u64), &error);
+            match error {
+                PageError::NoMemory => Errno::NO_MEMORY.0,
+                _ => Errno::IO.0,
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `image` is the file's, and not used again.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_image_closed(image: *mut c_void) {
+    // SAFETY: by this function's contract.
+    let image = unsafe { Shared::<Image>::from_raw(image) };
+    if let (Some(fork), Some(image)) = (fork(), image) {
+        fork.images.close(fork, image);
+    }
+}

@@ -1,0 +1,566 @@
+//! Images: what this machine knows of another's seed, and the pages of it that were fetched, for all children here.
+//!
+//! A chunk of 2 MiB is asked for when it is first touched; the answer says which of its pages exist, and where they can be
+//! read. A page that is touched is read together with those after it. What has been read stays with the image, so that
+//! the next child finds it.
+
+use mitosis_core::descriptor::{verify, Descriptor, VmaKind};
+use mitosis_core::wire::fork::{
+    count, has_bit, native, rank, rpc_id, Chunk as Answer, Place, SeedName, Status, CHUNK_PAGES,
+    PREAMBLE_LEN,
+};
+use zerocopy::byteorder::little_endian::U64;
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::channel::Sink;
+use super::link::{Link, Read, READ_PAGES};
+use super::machine::{Machine, MachineError, Request};
+use super::memory::PageRef;
+use super::Fork;
+use crate::errno::Errno;
+use crate::lock::{Guard, Mutex, Shared};
+use crate::memory::{Owned, Table, PAGE_LEN};
+use crate::warning;
+
+/// Chunks are guarded in so many groups, so that faults in different ones rarely meet.
+const STRIPES: usize = 64;
+/// log2 of the pages in a chunk.
+const CHUNK_SHIFT: u32 = 9;
+
+/// Why a page cannot be had.
+#[derive(Clone, Copy)]
+pub enum PageError {
+    /// This machine is out of memory.
+    NoMemory,
+    /// The seed has nothing there.
+    Beyond,
+    /// The seed's machine says no.
+    Refused(Status),
+    /// The seed's machine cannot be reached.
+    Unreachable(MachineError),
+    /// A READ failed.
+    Read(Errno),
+}
+
+impl From<Errno> for PageError {
+    fn from(_: Errno) -> PageError {
+        PageError::NoMemory
+    }
+}
+
+impl From<MachineError> for PageError {
+    fn from(error: MachineError) -> PageError {
+        PageError::Unreachable(error)
+    }
+}
+
+/// A READ ahead of what was touched.
+struct Ahead {
+    read: Read,
+    /// Where the pages belong in the chunk.
+    slots: [u16; READ_PAGES],
+    count: usize,
+}
+
+/// What is known of a chunk.
+struct Chunk {
+    /// Whether the seed's machine has been asked.
+    known: bool,
+    rkey: u32,
+    address: u64,
+    present: [u64; 8],
+    elsewhere: [u64; 8],
+    pages: Table<Option<PageRef>>,
+    ahead: Option<Ahead>,
+}
+
+impl Chunk {
+    fn new() -> Result<Chunk, Errno> {
+        Ok(Chunk {
+            known: false,
+            rkey: 0,
+            address: 0,
+            present: [0; 8],
+            elsewhere: [0; 8],
+            pages: Table::try_new(CHUNK_PAGES, |_| Ok(None))?,
+            ahead: None,
+        })
+    }
+
+    fn cached(&self, slot: usize) -> Option<&PageRef> {
+        self.pages.get(slot).and_then(Option::as_ref)
+    }
+
+    /// The pages to read for `slot`: it and those after it that exist and are not here, up to `most`.
+    fn window(&self, slot: usize, most: usize) -> ([u16; READ_PAGES], usize) {
+        let mut slots = [0; READ_PAGES];
+        let mut count = 0;
+        for next in slot..CHUNK_PAGES {
+            if count == most.min(READ_PAGES) {
+                break;
+            }
+            if !has_bit(&self.present, next) {
+                continue;
+            }
+            if self.cached(next).is_some() {
+                break;
+            }
+            if let Some(place) = slots.get_mut(count) {
+                *place = next as u16;
+                count += 1;
+            }
+        }
+        (slots, count)
+    }
+
+    /// Puts pages that were read where they belong; how many.
+    fn keep(&mut self, pages: [Option<PageRef>; READ_PAGES], slots: &[u16], count: usize) -> u64 {
+        let mut kept = 0;
+        for (page, &slot) in pages.into_iter().zip(slots).take(count) {
+            let place = self.pages.get_mut(usize::from(slot));
+            if let (Some(page), Some(place)) = (page, place) {
+                if place.is_none() {
+                    *place = Some(page);
+                    kept += 1;
+                }
+            }
+        }
+        kept
+    }
+}
+
+/// Chunks of one group.
+struct Stripe {
+    chunks: Table<Option<Owned<Chunk>>>,
+}
+
+/// What this machine has of a seed.
+pub struct Image {
+    /// Where the seed is.
+    pub machine: Shared<Machine>,
+    /// By what it is asked for.
+    pub name: SeedName,
+    prefetch: usize,
+    bytes: Table<u8>,
+    /// Numbers of the chunks that the seed has pages in, as the descriptor lists them.
+    chunks: Table<u64>,
+    stripes: Table<Mutex<Stripe>>,
+    zero: PageRef,
+}
+
+/// A descriptor on its way.
+struct Incoming {
+    preamble: [u8; PREAMBLE_LEN],
+    bytes: Table<u8>,
+    failed: bool,
+}
+
+impl Sink for Incoming {
+    fn take(&mut self, message_len: usize, offset: usize, bytes: &[u8]) -> bool {
+        let wanted = message_len.saturating_sub(PREAMBLE_LEN);
+        if offset == 0 && self.bytes.len() != wanted {
+            match Table::zeroed(wanted) {
+                Ok(table) => self.bytes = table,
+                Err(_) => self.failed = true,
+            }
+        }
+        if self.failed {
+            return false;
+        }
+        for (at, byte) in (offset..).zip(bytes) {
+            let place = match at.checked_sub(PREAMBLE_LEN) {
+                None => self.preamble.get_mut(at),
+                Some(at) => self.bytes.get_mut(at),
+            };
+            match place {
+                Some(place) => *place = *byte,
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
+fn status_of(preamble: &[u8; PREAMBLE_LEN]) -> Status {
+    let word = preamble.first_chunk().copied().unwrap_or([0xff; 4]);
+    Status::from_u32(u32::from_le_bytes(word)).unwrap_or(Status::BadRequest)
+}
+
+impl Image {
+    /// Fetches a seed's descriptor.
+    pub fn fetch(
+        fork: &Fork,
+        machine: Shared<Machine>,
+        name: &SeedName,
+        prefetch: usize,
+    ) -> Result<Image, PageError> {
+        let mut incoming = Incoming {
+            preamble: [0; PREAMBLE_LEN],
+            bytes: Table::zeroed(0)?,
+            failed: false,
+        };
+        let request = Request::of(name.as_bytes());
+        let mut make = |_| Request::of(request.bytes());
+        machine.call(fork, rpc_id::DESCRIBE, &mut make, &mut incoming)?;
+        match status_of(&incoming.preamble) {
+            Status::Done => {}
+            status => return Err(PageError::Refused(status)),
+        }
+        let damaged = PageError::Unreachable(MachineError::Damaged);
+        verify([&*incoming.bytes]).map_err(|_| damaged)?;
+        let bytes = incoming.bytes;
+        let descriptor = Descriptor::parse(&bytes).map_err(|_| damaged)?;
+        let identity = descriptor.identity();
+        let known = SeedName {
+            id: identity.seed.id.into(),
+            generation: identity.seed.generation.into(),
+            capability: identity.capability.0,
+            by_id: 0.into(),
+            reserved: 0.into(),
+        };
+        let mut listed = descriptor.chunks();
+        let chunks = Table::try_new(descriptor.chunk_count(), |_| {
+            listed.next().ok_or(Errno::INVALID)
+        })?;
+        drop(listed);
+        let count = chunks.len();
+        let stripes = Table::try_new(STRIPES, |stripe| {
+            let here = (count + STRIPES - 1 - stripe) / STRIPES;
+            Mutex::new(Stripe {
+                chunks: Table::try_new(here, |_| Ok(None))?,
+            })
+        })?;
+        Ok(Image {
+            machine,
+            name: known,
+            prefetch: prefetch.clamp(1, READ_PAGES),
+            bytes,
+            chunks,
+            stripes,
+            zero: PageRef::zeroed()?,
+        })
+    }
+
+    /// The seed's descriptor as it came.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The seed's descriptor.
+    pub fn descriptor(&self) -> Result<Descriptor<'_>, Errno> {
+        Descriptor::parsed_before(&self.bytes).map_err(|_| Errno::INVALID)
+    }
+
+    /// The page with this number of the child's VMA that began as the descriptor's `vma`. `dropped` if the child has given
+    /// it up, so that zeros are there unless it is a file's.
+    pub fn page(
+        &self,
+        fork: &Fork,
+        vma: u32,
+        number: u64,
+        dropped: bool,
+    ) -> Result<PageRef, PageError> {
+        let descriptor = self.descriptor()?;
+        let vma = descriptor.vma(vma as usize).ok_or(PageError::Beyond)?;
+        let address = number.saturating_mul(PAGE_LEN as u64);
+        let file = vma.kind == VmaKind::File;
+        // What a mapping has grown by since is not the seed's.
+        if address < vma.start || address >= vma.end || (dropped && !file) {
+            return self.zeros(fork, file);
+        }
+        let listed = self.chunks.binary_search(&(number >> CHUNK_SHIFT));
+        let Ok(index) = listed else {
+            return self.zeros(fork, file);
+        };
+        self.page_of_chunk(fork, index, number, file)
+    }
+
+    fn zeros(&self, fork: &Fork, file: bool) -> Result<PageRef, PageError> {
+        if file {
+            return Err(PageError::Beyond);
+        }
+        fork.counters.faults_zero.add(1);
+        Ok(self.zero.again())
+    }
+
+    fn page_of_chunk(
+        &self,
+        fork: &Fork,
+        index: usize,
+        number: u64,
+        file: bool,
+    ) -> Result<PageRef, PageError> {
+        let slot = number as usize % CHUNK_PAGES;
+        let stripe = self.stripes.get(index % STRIPES);
+        let mut stripe = stripe.ok_or(PageError::Beyond)?.lock();
+        let chunk = chunk_of(&mut stripe, index / STRIPES)?;
+        if let Some(page) = chunk.cached(slot) {
+            fork.counters.faults_cached.add(1);
+            let page = page.again();
+            return Ok(page);
+        }
+        if !chunk.known {
+            self.ask(fork, number >> CHUNK_SHIFT, chunk)?;
+        }
+        if has_bit(&chunk.present, slot) {
+            return self.read(fork, number, slot, chunk);
+        }
+        if file || has_bit(&chunk.elsewhere, slot) {
+            let page = self.copy(fork, number)?;
+            fork.counters.faults_rpc.add(1);
+            if let Some(place) = chunk.pages.get_mut(slot) {
+                *place = Some(page.again());
+                fork.counters.cached_pages.add(1);
+            }
+            return Ok(page);
+        }
+        self.zeros(fork, file)
+    }
+
+    fn place(&self, token: u64, number: u64) -> Request {
+        let place = Place {
+            seed: self.name,
+            token: U64::new(token),
+            number: U64::new(number),
+        };
+        Request::of(place.as_bytes())
+    }
+
+    /// Asks where a chunk's pages are.
+    fn ask(&self, fork: &Fork, number: u64, chunk: &mut Chunk) -> Result<(), PageError> {
+        let mut answer = Answer::new_zeroed();
+        let mut make = |token| self.place(token, number);
+        let mut sink = super::channel::Into::new(answer.as_mut_bytes());
+        self.machine
+            .call(fork, rpc_id::CHUNK, &mut make, &mut sink)?;
+        match Status::from_u32(answer.status.get()) {
+            Some(Status::Done) => {}
+            Some(status) => return Err(PageError::Refused(status)),
+            None => return Err(PageError::Unreachable(MachineError::Damaged)),
+        }
+        chunk.rkey = answer.rkey.get();
+        chunk.address = answer.address.get();
+        chunk.present = native(&answer.present);
+        chunk.elsewhere = native(&answer.elsewhere);
+        chunk.known = true;
+        Ok(())
+    }
+
+    /// Reads a page and those after it.
+    fn read(
+        &self,
+        fork: &Fork,
+        number: u64,
+        slot: usize,
+        chunk: &mut Chunk,
+    ) -> Result<PageRef, PageError> {
+        let mut again = true;
+        loop {
+            let outcome = self.read_once(fork, slot, chunk);
+            match outcome {
+                // A region may have been made anew, for a connection of another port, or a machine come back: ask once more.
+                Err(PageError::Read(_)) if again => {
+                    again = false;
+                    chunk.ahead = None;
+                    self.ask(fork, number >> CHUNK_SHIFT, chunk)?;
+                    if !has_bit(&chunk.present, slot) {
+                        return self.copy(fork, number);
+                    }
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn read_once(&self, fork: &Fork, slot: usize, chunk: &mut Chunk) -> Result<PageRef, PageError> {
+        let expected = chunk.ahead.as_ref().is_some_and(|ahead| {
+            let slots = ahead.slots.iter().take(ahead.count);
+            slots.clone().any(|&ahead| usize::from(ahead) == slot)
+        });
+        if !expected {
+            // Not where the last READ was heading: this one alone, and nothing ahead of it until a second follows.
+            let sequential = slot > 0 && chunk.cached(slot - 1).is_some();
+            let link = self.machine.link(fork)?;
+            let ahead = self.begin(link, slot, chunk)?;
+            let last = last_slot(&ahead);
+            let ahead = chunk.ahead.replace(ahead);
+            // Of an earlier direction: what it brought may still be of use.
+            if let Some(ahead) = ahead {
+                self.settle(fork, ahead, chunk)?;
+            }
+            if !sequential {
+                return self.arrive(fork, slot, chunk, None);
+            }
+            return self.arrive(fork, slot, chunk, Some(last));
+        }
+        let last = chunk.ahead.as_ref().map(last_slot);
+        self.arrive(fork, slot, chunk, last)
+    }
+
+    /// Waits for what is ahead, which `slot` is part of, after beginning with what follows `last`.
+    fn arrive(
+        &self,
+        fork: &Fork,
+        slot: usize,
+        chunk: &mut Chunk,
+        last: Option<usize>,
+    ) -> Result<PageRef, PageError> {
+        let ahead = chunk.ahead.take();
+        if let (Some(last), Some(ahead)) = (last, ahead.as_ref()) {
+            let next = (last + 1..CHUNK_PAGES).find(|&next| has_bit(&chunk.present, next));
+            if let Some(next) = next.filter(|&next| chunk.cached(next).is_none()) {
+                // Where there is no memory for it, it is not read ahead.
+                chunk.ahead = self.begin(ahead.read.link(), next, chunk).ok();
+            }
+        }
+        if let Some(ahead) = ahead {
+            self.settle(fork, ahead, chunk)?;
+        }
+        fork.counters.faults_read.add(1);
+        match chunk.cached(slot) {
+            Some(page) => Ok(page.again()),
+            None => Err(PageError::Beyond),
+        }
+    }
+
+    fn begin(&self, link: Shared<Link>, slot: usize, chunk: &Chunk) -> Result<Ahead, PageError> {
+        let (slots, count) = chunk.window(slot, self.prefetch);
+        let offset = rank(&chunk.present, slot) * PAGE_LEN;
+        let address = chunk.address.wrapping_add(offset as u64);
+        let read = Read::begin(link, count, address, chunk.rkey).map_err(|errno| {
+            if errno == Errno::NO_MEMORY {
+                PageError::NoMemory
+            } else {
+                PageError::Read(errno)
+            }
+        })?;
+        Ok(Ahead { read, slots, count })
+    }
+
+    fn settle(&self, fork: &Fork, ahead: Ahead, chunk: &mut Chunk) -> Result<(), PageError> {
+        let pages = ahead.read.finish().map_err(PageError::Read)?;
+        fork.counters.pages_read.add(ahead.count as u64);
+        let kept = chunk.keep(pages, &ahead.slots, ahead.count);
+        fork.counters.cached_pages.add(kept);
+        Ok(())
+    }
+
+    /// Asks for one page that cannot be read.
+    fn copy(&self, fork: &Fork, number: u64) -> Result<PageRef, PageError> {
+        let mut incoming = Copied {
+            preamble: [0; PREAMBLE_LEN],
+            page: PageRef::zeroed()?,
+        };
+        let mut make = |token| self.place(token, number);
+        self.machine
+            .call(fork, rpc_id::PAGE, &mut make, &mut incoming)?;
+        match status_of(&incoming.preamble) {
+            Status::Done => Ok(incoming.page),
+            Status::NoSuchPlace => Err(PageError::Beyond),
+            status => Err(PageError::Refused(status)),
+        }
+    }
+
+    /// Reads everything that can be read.
+    pub fn read_all(&self, fork: &Fork) -> Result<(), PageError> {
+        for (index, &number) in self.chunks.iter().enumerate() {
+            let stripe = self.stripes.get(index % STRIPES);
+            let mut stripe = stripe.ok_or(PageError::Beyond)?.lock();
+            let chunk = chunk_of(&mut stripe, index / STRIPES)?;
+            if !chunk.known {
+                self.ask(fork, number, chunk)?;
+            }
+            for slot in 0..CHUNK_PAGES {
+                if has_bit(&chunk.present, slot) && chunk.cached(slot).is_none() {
+                    let page = (number << CHUNK_SHIFT) + slot as u64;
+                    self.read(fork, page, slot, chunk)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many pages are kept.
+    pub fn cached_pages(&self) -> usize {
+        let mut pages = 0;
+        for stripe in self.stripes.iter() {
+            let stripe = stripe.lock();
+            let chunks = stripe.chunks.iter().flatten();
+            pages += chunks
+                .map(|chunk| chunk.pages.iter().flatten().count())
+                .sum::<usize>();
+        }
+        pages
+    }
+
+    /// How many pages the seed is known to have, and of how many chunks.
+    pub fn known_pages(&self) -> usize {
+        let mut pages = 0;
+        for stripe in self.stripes.iter() {
+            let stripe = stripe.lock();
+            let chunks = stripe.chunks.iter().flatten();
+            pages += chunks.map(|chunk| count(&chunk.present)).sum::<usize>();
+        }
+        pages
+    }
+
+    /// A line for whoever looks for the reason why a child died.
+    pub fn complain(&self, address: u64, error: &PageError) {
+        let (id, generation) = (self.name.id.get(), self.name.generation.get());
+        let gid = self.machine.gid;
+        macro_rules! say {
+            ($($why:expr),+) => {
+                warning!(
+                    "a page is lost: machine ", gid, ", seed ", id, ".", generation, ", page ", address >> 12, ": ",
+                    $($why),+
+                )
+            };
+        }
+        match error {
+            PageError::NoMemory => say!("this machine is out of memory"),
+            PageError::Beyond => say!("the seed has nothing there"),
+            PageError::Refused(status) => say!(status.text()),
+            PageError::Unreachable(error) => say!(*error),
+            PageError::Read(errno) => say!("READ failed: ", *errno),
+        }
+    }
+}
+
+/// A page on its way, through a reply.
+struct Copied {
+    preamble: [u8; PREAMBLE_LEN],
+    page: PageRef,
+}
+
+impl Sink for Copied {
+    fn take(&mut self, message_len: usize, offset: usize, bytes: &[u8]) -> bool {
+        if message_len > PREAMBLE_LEN + PAGE_LEN {
+            return false;
+        }
+        let in_preamble = PREAMBLE_LEN.saturating_sub(offset);
+        let (head, body) = bytes.split_at_checked(in_preamble).unwrap_or((bytes, &[]));
+        for (place, byte) in self.preamble.iter_mut().skip(offset).zip(head) {
+            *place = *byte;
+        }
+        let at = offset
+            .saturating_add(head.len())
+            .saturating_sub(PREAMBLE_LEN);
+        body.is_empty() || self.page.write(at, body)
+    }
+}
+
+fn last_slot(ahead: &Ahead) -> usize {
+    let last = ahead.count.saturating_sub(1);
+    ahead.slots.get(last).map_or(0, |&slot| usize::from(slot))
+}
+
+fn chunk_of<'s>(
+    stripe: &'s mut Guard<'_, Stripe>,
+    index: usize,
+) -> Result<&'s mut Chunk, PageError> {
+    let place = stripe.chunks.get_mut(index).ok_or(PageError::Beyond)?;
+    if place.is_none() {
+        *place = Some(Owned::new(Chunk::new()?)?);
+    }
+    place.as_deref_mut().ok_or(PageError::NoMemory)
+}

@@ -1,0 +1,337 @@
+//! Seeds: frozen processes of this machine, and the table that others find them in.
+
+use mitosis_core::descriptor::Descriptor;
+use mitosis_core::sync::count::Tally;
+use mitosis_core::sync::gauge::Gauge;
+use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::fork::{Chunk, Status};
+use zerocopy::byteorder::little_endian::{U32, U64};
+
+use super::link::{Region, Visitor};
+use super::memory::Memory;
+use crate::errno::Errno;
+use crate::lock::{Mutex, Shared};
+use crate::memory::{Table, PAGE_LEN};
+use crate::thread::{now_ns, random, Event};
+
+/// Seeds that a machine keeps: each is a process, and a machine has some tens of thousands of those at most.
+const MAX_SEEDS: usize = 1024;
+
+/// One chunk that is registered.
+struct Registered {
+    chunk: u64,
+    region: Option<Region>,
+    present: [u64; 8],
+    elsewhere: [u64; 8],
+}
+
+/// The regions of a seed; none are made any more once it is closed.
+struct Regions {
+    closed: bool,
+    list: Table<Option<Registered>>,
+}
+
+/// A frozen process.
+pub struct Seed {
+    /// Place in the table.
+    pub id: u32,
+    /// Which of the place's seeds.
+    pub generation: u32,
+    /// Who knows it may resume the seed.
+    pub capability: [u8; 16],
+    /// What its parent knows it by until it has the id.
+    pub token: u64,
+    /// The file of `/dev/mitosis` that it was made through.
+    pub owner: u64,
+    /// Its number in the initial namespace.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its program's name, padded with zeros.
+    pub comm: [u8; 16],
+    /// What it sleeps on.
+    pub wake: Event,
+    /// Whether it is to end.
+    pub released: Stop,
+    /// When it ends by itself; `u64::MAX` for never.
+    pub lease_until_ns: Gauge,
+    /// Whether it outlives its owner.
+    pub leased: Gauge,
+    /// When it froze.
+    pub born_ns: u64,
+    /// Times that its descriptor was fetched.
+    pub opened: Tally,
+    memory: Memory,
+    descriptor: Table<u8>,
+    descriptor_len: usize,
+    regions: Mutex<Regions>,
+}
+
+impl Seed {
+    /// A seed of the calling process.
+    pub fn new(
+        name: &Name,
+        memory: Memory,
+        descriptor: Table<u8>,
+        descriptor_len: usize,
+    ) -> Result<Seed, Errno> {
+        let bytes = descriptor.get(..descriptor_len).ok_or(Errno::INVALID)?;
+        let chunks = Descriptor::parse(bytes)
+            .map_err(|_| Errno::INVALID)?
+            .chunk_count();
+        Ok(Seed {
+            id: name.id,
+            generation: name.generation,
+            capability: name.capability,
+            token: name.token,
+            owner: name.owner,
+            pid: name.pid,
+            uid: name.uid,
+            comm: name.comm,
+            wake: Event::new()?,
+            released: Stop::new(),
+            lease_until_ns: Gauge::new(u64::MAX),
+            leased: Gauge::new(0),
+            born_ns: now_ns(),
+            opened: Tally::new(),
+            memory,
+            descriptor,
+            descriptor_len,
+            regions: Mutex::new(Regions {
+                closed: false,
+                list: Table::try_new(chunks, |_| Ok(None))?,
+            })?,
+        })
+    }
+
+    /// Its descriptor's bytes.
+    pub fn descriptor(&self) -> &[u8] {
+        self.descriptor.get(..self.descriptor_len).unwrap_or(&[])
+    }
+
+    fn parsed(&self) -> Result<Descriptor<'_>, Status> {
+        Descriptor::parsed_before(self.descriptor()).map_err(|_| Status::NoSuchSeed)
+    }
+
+    /// How many VMAs and chunks it has.
+    pub fn size(&self) -> (usize, usize) {
+        self.parsed().map_or((0, 0), |descriptor| {
+            (descriptor.vma_count(), descriptor.chunk_count())
+        })
+    }
+
+    /// How many chunks are registered, and how many pages they hold.
+    pub fn registered(&self) -> (usize, usize) {
+        let regions = self.regions.lock();
+        let all = regions.list.iter().flatten();
+        let pages = all
+            .clone()
+            .filter_map(|registered| registered.region.as_ref())
+            .map(|region| region.count)
+            .sum();
+        (all.count(), pages)
+    }
+
+    /// Tells it to end, and wakes it.
+    pub fn release(&self) {
+        self.released.want();
+        self.wake.signal();
+    }
+
+    /// No key to it is worth anything from here on.
+    pub fn revoke(&self) {
+        let mut regions = self.regions.lock();
+        regions.closed = true;
+        for place in regions.list.iter_mut() {
+            *place = None;
+        }
+    }
+
+    /// Where the pages of a chunk can be read over `visitor`'s connection. Registers them if they are not yet.
+    pub fn chunk(&self, chunk: u64, visitor: &Visitor) -> Result<Chunk, Status> {
+        let descriptor = self.parsed()?;
+        let index = descriptor
+            .chunks()
+            .position(|listed| listed == chunk)
+            .ok_or(Status::NoSuchPlace)?;
+        let mut regions = self.regions.lock();
+        if regions.closed {
+            return Err(Status::NoSuchSeed);
+        }
+        let place = regions.list.get_mut(index).ok_or(Status::NoSuchPlace)?;
+        // A region of another device's domain makes way: machines have one that is used for this.
+        let usable = place.as_ref().is_some_and(|registered| {
+            registered.chunk == chunk
+                && registered
+                    .region
+                    .as_ref()
+                    .is_none_or(|region| region.is_in(visitor.domain()))
+        });
+        if !usable {
+            *place = None;
+            let mut pages = self.memory.collect(chunk).map_err(|_| Status::Exhausted)?;
+            let region = match pages.count() {
+                0 => None,
+                _ => Some(
+                    visitor
+                        .register(&mut pages)
+                        .map_err(|_| Status::Exhausted)?,
+                ),
+            };
+            *place = Some(Registered {
+                chunk,
+                region,
+                present: pages.present,
+                elsewhere: pages.elsewhere,
+            });
+        }
+        let registered = place.as_ref().ok_or(Status::NoSuchPlace)?;
+        let mut answer = Chunk::refused(Status::Done);
+        if let Some(region) = &registered.region {
+            answer.rkey = U32::new(region.rkey());
+            answer.address = U64::new(region.address());
+            answer.present = registered.present.map(U64::new);
+        }
+        answer.elsewhere = registered.elsewhere.map(U64::new);
+        Ok(answer)
+    }
+
+    /// Copies one page, from wherever it is.
+    pub fn page(&self, number: u64, to: &mut [u8; PAGE_LEN]) -> Result<(), Status> {
+        self.memory
+            .copy_page(number, to)
+            .map_err(|_| Status::NoSuchPlace)
+    }
+}
+
+/// What a seed goes by.
+pub struct Name {
+    /// Place in the table.
+    pub id: u32,
+    /// Which of the place's seeds.
+    pub generation: u32,
+    /// Who knows it may resume the seed.
+    pub capability: [u8; 16],
+    /// From its parent.
+    pub token: u64,
+    /// Its parent's file.
+    pub owner: u64,
+    /// Its number in the initial namespace.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Its program's name.
+    pub comm: [u8; 16],
+}
+
+struct Place {
+    generation: u32,
+    taken: bool,
+    seed: Option<Shared<Seed>>,
+}
+
+/// The seeds of this machine.
+pub struct Seeds {
+    places: Mutex<Table<Place>>,
+}
+
+impl Seeds {
+    /// None.
+    pub fn new() -> Result<Seeds, Errno> {
+        Ok(Seeds {
+            places: Mutex::new(Table::try_new(MAX_SEEDS, |_| {
+                Ok(Place {
+                    generation: 0,
+                    taken: false,
+                    seed: None,
+                })
+            })?)?,
+        })
+    }
+
+    /// Reserves a place: its id, and the generation of the seed that will be there.
+    pub fn reserve(&self) -> Result<Reserved<'_>, Errno> {
+        let mut places = self.places.lock();
+        for (id, place) in places.iter_mut().enumerate() {
+            if !place.taken {
+                place.taken = true;
+                place.generation = match place.generation {
+                    // After a restart of the module, nobody's old generation is met again, but for one in four billion.
+                    0 => (random() as u32).max(1),
+                    generation => generation.wrapping_add(1).max(1),
+                };
+                return Ok(Reserved {
+                    seeds: self,
+                    id: id as u32,
+                    generation: place.generation,
+                });
+            }
+        }
+        Err(Errno::NO_ROOM)
+    }
+
+    fn with<R>(&self, id: u32, f: impl FnOnce(&mut Place) -> R) -> Option<R> {
+        self.places.lock().get_mut(id as usize).map(f)
+    }
+
+    /// The seed with this id, if its generation is `generation`, or if that is 0.
+    pub fn find(&self, id: u32, generation: u32) -> Option<Shared<Seed>> {
+        self.with(id, |place| {
+            place
+                .seed
+                .as_ref()
+                .filter(|seed| generation == 0 || seed.generation == generation)
+                .cloned()
+        })
+        .flatten()
+    }
+
+    /// The first seed from `from` on that `wanted` picks.
+    pub fn next(
+        &self,
+        from: usize,
+        mut wanted: impl FnMut(&Seed) -> bool,
+    ) -> Option<(usize, Shared<Seed>)> {
+        let places = self.places.lock();
+        let mut all = places.iter().enumerate().skip(from);
+        all.find_map(|(index, place)| {
+            let seed = place.seed.as_ref().filter(|seed| wanted(seed))?;
+            Some((index, seed.clone()))
+        })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        let places = self.places.lock();
+        places.iter().filter(|place| place.seed.is_some()).count()
+    }
+}
+
+/// A place in the table, free again when dropped.
+pub struct Reserved<'s> {
+    seeds: &'s Seeds,
+    /// The seed's id.
+    pub id: u32,
+    /// Its generation.
+    pub generation: u32,
+}
+
+impl Reserved<'_> {
+    /// Lets others find the seed.
+    pub fn publish(&self, seed: Shared<Seed>) {
+        self.seeds.with(self.id, |place| place.seed = Some(seed));
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let seed = self.seeds.with(self.id, |place| {
+            place.taken = false;
+            place.seed.take()
+        });
+        // Outside the lock, as the last owner revokes regions.
+        if let Some(Some(seed)) = seed {
+            seed.revoke();
+        }
+    }
+}

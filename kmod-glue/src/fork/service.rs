@@ -1,0 +1,150 @@
+//! What other machines' modules may ask of this one (docs/fork.md §4).
+
+use core::ops::Deref;
+
+use mitosis_core::wire::fork::{
+    rpc_id, Chunk, Place, Preamble, SeedName, Status, Token, PREAMBLE_LEN,
+};
+use mitosis_core::wire::ErrorCode;
+use subtle::ConstantTimeEq;
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::seed::Seed;
+use super::Fork;
+use crate::lock::Shared;
+use crate::memory::{Page, PAGE_LEN};
+use crate::server::failures::Unanswered;
+use crate::server::service::Service;
+use crate::server::slots::ReplyRoom;
+
+/// Answers for the seeds.
+pub struct SeedService {
+    /// Where they are.
+    pub fork: &'static Fork,
+    /// A page on its way.
+    pub page: Page,
+}
+
+/// Longest request.
+const REQUEST_LEN: usize = size_of::<Place>();
+
+impl Service for SeedService {
+    fn knows(&self, id: u32) -> bool {
+        (rpc_id::PING..=rpc_id::PAGE).contains(&id)
+    }
+
+    fn answer<'c>(
+        &mut self,
+        id: u32,
+        request: impl Iterator<Item = &'c [u8]>,
+        len: u32,
+        room: ReplyRoom<'_, '_>,
+    ) -> Result<u32, Unanswered> {
+        let len = len as usize;
+        if len > REQUEST_LEN {
+            return Err(ErrorCode::TooLarge.into());
+        }
+        let mut bytes = [0; REQUEST_LEN];
+        for (place, byte) in bytes.iter_mut().zip(request.flatten()) {
+            *place = *byte;
+        }
+        let request = bytes.get(..len).unwrap_or(&[]);
+        match id {
+            rpc_id::PING => Ok(0),
+            rpc_id::ATTACH => {
+                let token = Token {
+                    token: self.fork.visitors.issue().into(),
+                };
+                whole(room, &[token.as_bytes()])
+            }
+            rpc_id::DESCRIBE => match self.describe(request) {
+                Ok(seed) => {
+                    seed.opened.add(1);
+                    whole(
+                        room,
+                        &[preamble(Status::Done).as_bytes(), seed.descriptor()],
+                    )
+                }
+                Err(status) => whole(room, &[preamble(status).as_bytes()]),
+            },
+            rpc_id::CHUNK => {
+                let chunk = self.chunk(request).unwrap_or_else(Chunk::refused);
+                whole(room, &[chunk.as_bytes()])
+            }
+            _ => match self.page(request) {
+                Ok(()) => whole(
+                    room,
+                    &[preamble(Status::Done).as_bytes(), self.page.bytes()],
+                ),
+                Err(status) => whole(room, &[preamble(status).as_bytes()]),
+            },
+        }
+    }
+}
+
+impl SeedService {
+    fn describe(&self, request: &[u8]) -> Result<Shared<Seed>, Status> {
+        let name = SeedName::read_from_bytes(request).map_err(|_| Status::BadRequest)?;
+        self.seed(&name)
+    }
+
+    /// The seed that is named, if whoever names it may resume it.
+    fn seed(&self, name: &SeedName) -> Result<Shared<Seed>, Status> {
+        let seed = self.fork.seeds.find(name.id.get(), name.generation.get());
+        let seed = seed.ok_or(Status::NoSuchSeed)?;
+        // An administrator of a machine that belongs to the cluster may resume any seed; that the machine does belong, its
+        // session shows (wire.md §7.5).
+        let entitled = name.by_id.get() == 1 || bool::from(seed.capability.ct_eq(&name.capability));
+        if entitled {
+            Ok(seed)
+        } else {
+            Err(Status::NotEntitled)
+        }
+    }
+
+    /// Pages are given only to those who have the descriptor, and with it the capability.
+    fn place(&self, request: &[u8]) -> Result<(Place, Shared<Seed>), Status> {
+        let place = Place::read_from_bytes(request).map_err(|_| Status::BadRequest)?;
+        if place.seed.by_id.get() != 0 {
+            return Err(Status::NotEntitled);
+        }
+        let seed = self.seed(&place.seed)?;
+        Ok((place, seed))
+    }
+
+    fn chunk(&self, request: &[u8]) -> Result<Chunk, Status> {
+        let (place, seed) = self.place(request)?;
+        let visitor = self.fork.visitors.find(place.token.get());
+        let visitor = visitor.ok_or(Status::NotAttached)?;
+        seed.chunk(place.number.get(), visitor.deref())
+    }
+
+    fn page(&mut self, request: &[u8]) -> Result<(), Status> {
+        let (place, seed) = self.place(request)?;
+        seed.page(place.number.get(), self.page.bytes_mut())
+    }
+}
+
+const _: () = assert!(PREAMBLE_LEN + PAGE_LEN < 2 * PAGE_LEN);
+
+fn preamble(status: Status) -> Preamble {
+    Preamble {
+        status: U32::new(status as u32),
+        reserved: U32::ZERO,
+    }
+}
+
+/// A reply of these pieces.
+fn whole(room: ReplyRoom<'_, '_>, pieces: &[&[u8]]) -> Result<u32, Unanswered> {
+    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let buffer = room.of(len)?;
+    let mut at = 0;
+    for piece in pieces {
+        if !buffer.write(at, piece) {
+            return Err(ErrorCode::HandlerFailed.into());
+        }
+        at += piece.len();
+    }
+    u32::try_from(len).map_err(|_| ErrorCode::TooLarge.into())
+}
