@@ -57,6 +57,7 @@ fn lean(programs: &Path, state: &str, secret: &str, more: &[&str]) -> Command {
     let mut command = Command::new(LEAN);
     command
         .args([
+            "run",
             "--cpu-percent",
             "0",
             "--memory-mib",
