@@ -64,6 +64,10 @@ build-lean-container-bench: setup ## build the C++ parent, the lean containers, 
 peak-lean-container: setup ## fork a C++ program into lean containers on the clients, one after another
 	@$(call STRESS,run templates-run/peak-lean-container.toml)
 
+.PHONY: simple-fork
+simple-fork: setup ## a counter that goes on, on another machine
+	@$(call STRESS,run templates-run/simple-fork.toml)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)

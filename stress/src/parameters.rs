@@ -106,6 +106,12 @@ const RULES: &[Rule] = &[
         "the server's service",
     ),
     rule(
+        "shared_image",
+        0,
+        1,
+        "whether the children of a machine share what any of them has read",
+    ),
+    rule(
         "test_rpc_id",
         0,
         u32::MAX as u64,

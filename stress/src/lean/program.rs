@@ -132,9 +132,10 @@ struct SeedArguments {
     /// Gives each child pages of its own, instead of sharing them until it writes.
     #[arg(long)]
     private: bool,
-    /// Opens the seed once for all children, instead of for each.
-    #[arg(long)]
-    shared_image: bool,
+    /// 1 opens the seed once for all children, which then share the pages that any of them has read until they write to
+    /// them; 0 opens it for each.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=1))]
+    shared_image: u8,
 }
 
 impl SeedArguments {
@@ -157,7 +158,7 @@ impl SeedArguments {
             },
             shared: None,
         };
-        if self.shared_image {
+        if self.shared_image == 1 {
             let image = seed.open().context("cannot open the seed")?;
             seed.shared = Some(Arc::new(Seed::descriptor_of(&image)?));
         }

@@ -198,9 +198,12 @@ fn script(
             Ok(format!("cd {directory} && {command} {arguments}"))
         }
         (None, None, Some(program)) => {
-            let program = quote(program);
+            // Programs may be among the files.
+            let names = std::iter::once(program).chain(&pass.files);
+            let names: Vec<String> = names.map(|name| quote(name)).collect();
             Ok(format!(
-                "cd {directory} && chmod +x {program} && exec ./{program} {arguments}"
+                "cd {directory} && chmod +x {} && exec ./{program} {arguments}",
+                names.join(" ")
             ))
         }
         (None, None, None) => Err(format!("pass {:?} has nothing to do", pass.name)),
