@@ -6,12 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod containers;
+
 use super::*;
 use crate::cluster::{Fallen, Role};
 use crate::klog::watch::{Patience, Waited};
 use crate::modules::tests::module_for;
 use crate::report::Verdict;
-use crate::template::Template;
+use crate::template::{RunPass, Template};
 
 const GID: &str = "fe80:0000:0000:0000:ec0d:9a03:00ca:2f4c";
 const RELEASE: &str = "6.12.9-test";
