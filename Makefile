@@ -88,6 +88,19 @@ interop: setup ## let processes and kernel modules call each other, with checksu
 bench-verbs: setup ## compare a round trip between processes over RDMA with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc --target bench-verbs --bound 1.1 --template templates-run/peak-rpc-verbs.toml)
 
+.PHONY: build-lean-container-bench
+build-lean-container-bench: setup ## build the C++ parent, the lean containers, and mitosis.ko for each kernel of the cluster
+	@$(call STRESS,build templates-build/template-build-cpp.toml)
+	@$(call STRESS,build templates-build/template-build-mitosis.toml)
+
+.PHONY: peak-lean-container
+peak-lean-container: setup ## fork a C++ program into lean containers on the clients, one after another
+	@$(call STRESS,run templates-run/peak-lean-container.toml)
+
+.PHONY: simple-fork
+simple-fork: setup ## a counter that goes on, on another machine
+	@$(call STRESS,run templates-run/simple-fork.toml)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)

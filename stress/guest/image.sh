@@ -69,7 +69,7 @@ fi
 
 root=$temporary/root
 mkdir -p "$root/usr/bin" "$root/usr/sbin" "$root/usr/lib64" "$root/usr/lib/x86_64-linux-gnu" "$root/dev" \
-    "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/etc/dropbear" "$root/mitosis"
+    "$root/proc" "$root/sys" "$root/run" "$root/tmp" "$root/mnt" "$root/etc/dropbear" "$root/mitosis"
 for directory in bin sbin lib lib64; do ln -s "usr/$directory" "$root/$directory"; done
 
 # carry FILE: from the packages into the image, with the libraries that it needs. All of it lives below usr there.

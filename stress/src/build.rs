@@ -16,7 +16,7 @@ use crate::template::{fill, BuildPass, Each, Template};
 
 /// Finds a kernel's headers, fetching them if it must.
 const KERNELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels.sh");
-/// In a release's module directory: the template that made what is there.
+/// In a release's module directory, after a module's name: the template that made it.
 const MADE_BY: &str = "made-by";
 /// For one command on a host.
 const HOST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -97,12 +97,19 @@ pub fn execute(
     })
 }
 
-/// Brings the modules of `kernels` up to date: with the template that made what is there, because the last `make build-…`
-/// says what a run is to load, and with `default` where there is nothing.
-pub fn update(default: &Path, kernels: &[Kernel], settings: &Settings, out: &Path) -> Result<()> {
+/// Brings the modules of `kernels` up to date: with the template that made `module` as it is there, because the last
+/// `make build-…` says what a run is to load, and with `default` where there is none.
+pub fn update(
+    default: &Path,
+    module: Option<&str>,
+    kernels: &[Kernel],
+    settings: &Settings,
+    out: &Path,
+) -> Result<()> {
     for kernel in kernels {
-        let made_by =
-            std::fs::read_to_string(modules::directory(out, &kernel.release).join(MADE_BY));
+        let made_by = module.map_or(Err(std::io::ErrorKind::NotFound.into()), |module| {
+            std::fs::read_to_string(made_by(&modules::directory(out, &kernel.release), module))
+        });
         let path =
             made_by.map_or_else(|_| default.to_path_buf(), |text| PathBuf::from(text.trim()));
         let path = if path.is_file() {
@@ -125,7 +132,7 @@ pub fn update(default: &Path, kernels: &[Kernel], settings: &Settings, out: &Pat
     Ok(())
 }
 
-/// Brings the programs up to date: with the template that makes them.
+/// Brings the programs up to date that the template at `path` makes.
 pub fn update_programs(path: &Path, settings: &Settings, out: &Path) -> Result<()> {
     let template = Template::<BuildPass>::load(path)?;
     println!("# bringing the programs up to date");
@@ -137,6 +144,11 @@ pub fn update_programs(path: &Path, settings: &Settings, out: &Path) -> Result<(
     make(&template, &[], &site, |name| {
         template.parameters.get(name).map(u64::to_string)
     })
+}
+
+/// The file that says which template made `module`.
+fn made_by(directory: &Path, module: &str) -> PathBuf {
+    directory.join(format!("{module}.{MADE_BY}"))
 }
 
 /// Where a build takes place.
@@ -171,9 +183,11 @@ fn make(
                     .map_err(|name| Refusal::of(format!("{place}: no value for {{{name}}}")))?;
                     shell(&command, site.quiet)
                         .with_context(|| format!("{place} for kernel {}", kernel.release))?;
-                    let made_by = directory.join(MADE_BY);
-                    std::fs::write(&made_by, format!("{}\n", template.path.display()))
-                        .with_context(|| format!("cannot write {}", made_by.display()))?;
+                    for module in &pass.makes {
+                        let made_by = made_by(&directory, module);
+                        std::fs::write(&made_by, format!("{}\n", template.path.display()))
+                            .with_context(|| format!("cannot write {}", made_by.display()))?;
+                    }
                 }
             }
             Each::Once => {
@@ -268,7 +282,7 @@ mod tests {
     fn template(directory: &Path, name: &str, command: &str) -> PathBuf {
         let path = directory.join(name);
         let text =
-            format!("[[pass]]\nname = \"m\"\neach = \"kernel\"\ncommand = '''{command}'''\n");
+            format!("[[pass]]\nname = \"m\"\neach = \"kernel\"\nmakes = [\"m\"]\ncommand = '''{command}'''\n");
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -298,14 +312,14 @@ mod tests {
             out: &out,
             quiet: true,
         };
-        update(&bench, kernels, &settings, &out).unwrap();
+        update(&bench, Some("m"), kernels, &settings, &out).unwrap();
         make(&Template::load(&checksum).unwrap(), kernels, &site, |_| {
             None
         })
         .unwrap();
-        update(&bench, kernels, &settings, &out).unwrap();
+        update(&bench, Some("m"), kernels, &settings, &out).unwrap();
         std::fs::remove_file(&checksum).unwrap();
-        update(&bench, kernels, &settings, &out).unwrap();
+        update(&bench, Some("m"), kernels, &settings, &out).unwrap();
         let log = std::fs::read_to_string(modules::directory(&out, "6.12.9").join("log")).unwrap();
         assert_eq!(
             log,
@@ -321,7 +335,7 @@ mod tests {
             release: "6.1.0".into(),
             headers: "/h".into(),
         };
-        let error = update(&path, &[kernel], &settings(), directory.path()).unwrap_err();
+        let error = update(&path, Some("m"), &[kernel], &settings(), directory.path()).unwrap_err();
         let error = format!("{error:#}");
         assert!(
             error.contains("b.toml: pass \"m\" for kernel 6.1.0: `exit 3` failed"),

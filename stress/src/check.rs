@@ -73,7 +73,8 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     }
     let kernels = build::kernels(&other)?;
     if let (false, Some(path)) = (vm::inside_namespace(), &setting.template.build) {
-        build::update(path, &kernels, &other, &setting.out)?;
+        let module = setting.template.first_module();
+        build::update(path, module, &kernels, &other, &setting.out)?;
     }
     let foreign = kernels
         .first()

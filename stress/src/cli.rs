@@ -13,6 +13,7 @@ use crate::report::{table, Report, Verdict};
 use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
+use crate::template::counts;
 use crate::{bench, build, check, faults, here, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
@@ -98,7 +99,11 @@ fn run(arguments: &OneTemplate) -> Result<Verdict> {
     )?;
     setting.forget_result();
     let directory = setting.directory();
-    let mut report = Report::of(setting.target.clone(), setting.parameters.clone());
+    let mut report = Report::of(
+        setting.target.clone(),
+        setting.parameters.clone(),
+        counts(&setting.template.passes),
+    );
     let outcome = stage::on(&setting, |stage| {
         Ok(stage.perform(&Act {
             target: &setting.target,

@@ -19,11 +19,12 @@ use crate::klog::audit::{Finding, Kind};
 use crate::klog::log::HostLog;
 use crate::parameters;
 use crate::progress::Progress;
-use crate::report::{table, HostFigures, HostInfo, Report, Verdict};
-use crate::run::evaluate::{cluster_latency, figures, totals};
+use crate::report::{table, Figures, HostFigures, HostInfo, Report, Verdict};
+use crate::run::evaluate::cluster_latency;
+use crate::run::evaluate::requests::{figures, totals};
 use crate::run::finding_of;
 use crate::settings::{Assignments, Machines};
-use crate::template::{fill, RunPass, Template};
+use crate::template::{fill, Counts, RunPass, Template};
 
 /// How long a program may take to be ready, and to report beyond the time that it runs.
 const SLACK: Duration = Duration::from_secs(30);
@@ -60,7 +61,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let _ = std::fs::remove_file(directory.join("result.json"));
     let interrupt = Interrupt::from_signals()?;
     let progress = Progress::new();
-    let mut report = Report::of(template.target(), parameters.clone());
+    let mut report = Report::of(template.target(), parameters.clone(), Counts::Requests);
     report.cluster.kind = "processes".into();
     let names = (0..=clients).map(|index| format!("val{:02}", index + 1));
     let (said, hear) = channel();
@@ -323,7 +324,7 @@ impl Run<'_> {
             answered += total.requests;
             report.hosts.push(HostFigures {
                 name: log.name.clone(),
-                figures: figures(total, log.latency),
+                figures: Figures::Requests(figures(total, log.latency)),
             });
             if total.requests == 0 {
                 find(
@@ -372,7 +373,8 @@ impl Run<'_> {
             kind,
             line,
         }));
-        report.totals = totals(&report.hosts, cluster_latency(&histogram, &latencies));
+        let sum = totals(&report.hosts, cluster_latency(&histogram, &latencies));
+        report.totals = Figures::Requests(sum);
         report.findings.append(&mut self.findings);
     }
 }

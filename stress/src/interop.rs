@@ -180,7 +180,11 @@ fn conclude(
         "verdict",
     ]);
     for row in rows {
-        let p50 = row.figures.latency_ns.map_or("-".into(), |latency| {
+        let (requests, per_s) = match &row.figures {
+            Figures::Requests(figures) => (figures.requests, figures.requests_per_s),
+            Figures::Containers(_) => (0, 0),
+        };
+        let p50 = row.figures.latency_ns().map_or("-".into(), |latency| {
             format!("{:.1}", latency.p50 as f64 / 1e3)
         });
         let word = match row.verdict {
@@ -189,10 +193,10 @@ fn conclude(
         };
         table.add_row([
             row.name.to_string(),
-            row.figures.requests.to_string(),
-            row.figures.requests_per_s.to_string(),
+            requests.to_string(),
+            per_s.to_string(),
             p50,
-            row.figures.errors.to_string(),
+            row.figures.errors().to_string(),
             word.to_string(),
         ]);
     }

@@ -5,7 +5,8 @@
 //!
 //! 1. [`cli`] takes the command line apart; [`settings`] says which cluster, [`template`] what to do there, and
 //!    [`parameters`] refuses what makes no sense before anything starts.
-//! 2. [`build`] brings the kernel modules up to date for each kernel of the cluster; [`modules`] knows their files.
+//! 2. [`build`] brings the kernel modules up to date for each kernel of the cluster, and what else runs there; [`modules`]
+//!    and [`programs`] know their files.
 //! 3. [`cluster`] has the hosts: machines of its own, or those of the user's `makefile`. Nothing above it knows which.
 //! 4. [`run`] inspects the hosts, loads the modules in the template's order, waits for what they say, and unloads them.
 //! 5. [`klog`] follows every host's kernel log meanwhile: it shows the lines, reads the figures out of those that the
@@ -14,7 +15,8 @@
 //!
 //! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
 //! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them, [`interop`] lets processes
-//! and modules call each other. [`scene`] has what check and faults do by hand.
+//! and modules call each other. [`scene`] has what check and faults do by hand. [`lean`] is a program of its own, which the
+//! runner starts on the hosts.
 //!
 //! [`here`] runs a template's programs as processes of this machine, without a cluster.
 //!
@@ -32,8 +34,10 @@ pub mod here;
 pub mod interop;
 pub mod interrupt;
 pub mod klog;
+pub mod lean;
 pub mod modules;
 pub mod parameters;
+pub mod programs;
 pub mod progress;
 pub mod refusal;
 pub mod report;

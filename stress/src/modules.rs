@@ -1,4 +1,4 @@
-//! Kernel modules and programs on this machine: where a build puts them, and what a module says about itself.
+//! Kernel modules on this machine: where a build puts them, and what a module says about itself.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,6 @@ use anyhow::{bail, Context, Result};
 /// Where builds put modules: `out/modules/<release>/<name>.ko`, `release` as `uname -r` says it.
 pub fn directory(out: &Path, release: &str) -> PathBuf {
     out.join("modules").join(release)
-}
-
-/// A built program, read from `out/programs/<name>`.
-pub fn program(out: &Path, name: &str) -> Result<Vec<u8>> {
-    let path = out.join("programs").join(name);
-    std::fs::read(&path)
-        .with_context(|| format!("no {}: run `make build-rpc-programs` first", path.display()))
 }
 
 /// A built module.

@@ -33,6 +33,12 @@ const fn rule(name: &'static str, least: u64, most: u64, meaning: &'static str) 
 
 const RULES: &[Rule] = &[
     rule(
+        "cpu_percent",
+        0,
+        6_400,
+        "the share of a processor that a container may use; 0: any",
+    ),
+    rule(
         "client_qd_hint",
         0,
         u16::MAX as u64,
@@ -51,10 +57,28 @@ const RULES: &[Rule] = &[
         "the first service id of a client",
     ),
     rule(
+        "memory_mib",
+        0,
+        1 << 20,
+        "the memory that a container may use, in MiB; 0: any",
+    ),
+    rule(
+        "net_namespace",
+        0,
+        1,
+        "whether a container has a network namespace of its own",
+    ),
+    rule(
         "payload_size",
         0,
         8 << 20,
         "the bytes that each request and each reply carries",
+    ),
+    rule(
+        "pool_size",
+        0,
+        256,
+        "the prepared containers that are kept in stock on a machine",
     ),
     rule(
         "report_interval",
@@ -62,6 +86,7 @@ const RULES: &[Rule] = &[
         MOST_SECS,
         "the seconds between two throughput lines",
     ),
+    rule("run_secs", 1, MOST_SECS, "how long containers are begun"),
     rule(
         "server_qd_hint",
         0,
@@ -81,6 +106,12 @@ const RULES: &[Rule] = &[
         "the server's service",
     ),
     rule(
+        "shared_image",
+        0,
+        1,
+        "whether the children of a machine share what any of them has read",
+    ),
+    rule(
         "test_rpc_id",
         0,
         u32::MAX as u64,
@@ -90,7 +121,19 @@ const RULES: &[Rule] = &[
         "thread_count",
         1,
         MOST_THREADS,
-        "the kernel threads of a client machine",
+        "the threads of a client machine",
+    ),
+    rule(
+        "working_set_mib",
+        0,
+        1 << 20,
+        "the memory that a child reads, in MiB",
+    ),
+    rule(
+        "write_percent",
+        0,
+        100,
+        "of that memory, what a child writes to",
     ),
 ];
 
@@ -173,12 +216,14 @@ fn check_together(values: &BTreeMap<String, u64>, reasons: &mut Vec<String>) {
             ));
         }
     }
-    if let Some((report, client)) = pair("report_interval", "client_running_secs") {
-        if report > client {
-            reasons.push(format!(
-                "report_interval={report}: must not be more than client_running_secs={client}, \
-                 or no throughput is ever reported"
-            ));
+    for running in ["client_running_secs", "run_secs"] {
+        if let Some((report, secs)) = pair("report_interval", running) {
+            if report > secs {
+                reasons.push(format!(
+                    "report_interval={report}: must not be more than {running}={secs}, \
+                     or no throughput is ever reported"
+                ));
+            }
         }
     }
 }

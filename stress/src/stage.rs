@@ -231,12 +231,19 @@ fn prepare(setting: &Setting) -> Result<()> {
 }
 
 fn update(setting: &Setting) -> Result<()> {
-    if let Some(path) = &setting.template.build {
-        let kernels = build::kernels(&setting.settings)?;
-        build::update(path, &kernels, &setting.settings, &setting.out)?;
+    let (template, settings) = (&setting.template, &setting.settings);
+    if let Some(path) = &template.build {
+        let kernels = build::kernels(settings)?;
+        build::update(
+            path,
+            template.first_module(),
+            &kernels,
+            settings,
+            &setting.out,
+        )?;
     }
-    match &setting.template.programs {
+    match &template.programs {
+        Some(path) => build::update_programs(path, settings, &setting.out),
         None => Ok(()),
-        Some(path) => build::update_programs(path, &setting.settings, &setting.out),
     }
 }

@@ -18,6 +18,17 @@
 //! ready = "rpc server ready"        # the next pass waits for a log line with this text on each of these hosts
 //! expected = ["…"]                  # log lines with these texts are no findings: the pass brings them about
 //! done = "stress test done"         # the run lasts until a log line with this text came from each of these hosts
+//!
+//! [[pass]]
+//! name = "the parent"
+//! role = "parent"
+//! program = "lean-parent"           # copied there, and run in the directory that it is copied to
+//! interactive = true                # it is spoken with: what it prints is no log, the end of its input tells it to end
+//! files = ["lean-parent.data"]      # copied with it
+//! ready = "prepared: "              # in what a program prints; without it, the run lasts until the program ends
+//! gives = ["seed"]                  # values for later passes: the words seed=… of its ready line
+//! left = "./mitosis-lean left"      # run before anything is unloaded; fails where something is left behind
+//! counts = "containers"             # what it reports is that of `mitosis-lean`
 //! ```
 //!
 //! A build's pass has `each = "kernel"`, `"host"` or `"once"` and a `command`. `{name}` stands for a parameter or for one
@@ -69,6 +80,13 @@ pub struct RunPass {
     pub program: Option<String>,
     /// …or a shell command to run, as root.
     pub command: Option<String>,
+    /// Whether the run talks with the program: what it prints is then its own and not the host's log, and the end of its
+    /// standard input tells it to end, rather than a signal.
+    #[serde(default)]
+    pub interactive: bool,
+    /// Files of the same place that an interactive program needs.
+    #[serde(default)]
+    pub files: Vec<String>,
     /// What follows the module or the command, with placeholders.
     #[serde(default)]
     pub arguments: String,
@@ -79,10 +97,39 @@ pub struct RunPass {
     /// Log lines with these texts are no findings while the run lasts: this pass brings them about.
     #[serde(default)]
     pub expected: Vec<String>,
-    /// A log line with this text says that the next pass can start.
+    /// A log line with this text, or a line of an interactive program's, says that the next pass can start.
     pub ready: Option<String>,
+    /// Values that later passes may use: the program's ready line has each as `name=value`.
+    #[serde(default)]
+    pub gives: Vec<String>,
+    /// A shell command, run before anything is unloaded: it fails where something of this pass is left behind.
+    pub left: Option<String>,
     /// A log line with this text says that this host's part is done.
     pub done: Option<String>,
+    /// What its hosts report of themselves at its end.
+    #[serde(default)]
+    pub counts: Counts,
+}
+
+/// What a run counts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Counts {
+    /// Answered requests, as the RPC's modules do.
+    #[default]
+    Requests,
+    /// Verified containers, as `mitosis-lean` does.
+    Containers,
+}
+
+/// What a run with these passes counts.
+pub fn counts(passes: &[RunPass]) -> Counts {
+    let containers = |pass: &RunPass| pass.counts == Counts::Containers;
+    if passes.iter().any(containers) {
+        Counts::Containers
+    } else {
+        Counts::Requests
+    }
 }
 
 /// One step of a build, on the machine that the runner is on unless it says `each = "host"`.
@@ -95,6 +142,9 @@ pub struct BuildPass {
     pub each: Each,
     /// A shell command, with placeholders.
     pub command: String,
+    /// The modules that it makes. A run that loads one of these brings it up to date with the template that made it last.
+    #[serde(default)]
+    pub makes: Vec<String>,
 }
 
 /// How often a build's pass happens.
@@ -119,6 +169,10 @@ pub trait Pass: DeserializeOwned {
     fn optional(&self) -> &[String] {
         &[]
     }
+    /// Values that later passes may use.
+    fn gives(&self) -> &[String] {
+        &[]
+    }
     /// Whatever serde cannot say.
     fn check(&self) -> Result<(), String>;
 }
@@ -129,11 +183,16 @@ impl Pass for RunPass {
     fn texts(&self) -> Vec<&str> {
         let mut texts = vec![self.arguments.as_str()];
         texts.extend(self.command.as_deref());
+        texts.extend(self.left.as_deref());
         texts
     }
 
     fn optional(&self) -> &[String] {
         &self.optional
+    }
+
+    fn gives(&self) -> &[String] {
+        &self.gives
     }
 
     fn check(&self) -> Result<(), String> {
@@ -150,6 +209,25 @@ impl Pass for RunPass {
                     "it has more than one of `module`, `program` and `command`; keep one".into(),
                 )
             }
+        }
+        for file in &self.files {
+            check_file_name("files", file)?;
+        }
+        if self.interactive && self.program.is_none() {
+            return Err("`interactive` takes a `program` to speak with".into());
+        }
+        if !self.files.is_empty() && !self.interactive {
+            return Err("`files` takes an interactive `program` that needs them".into());
+        }
+        if !self.gives.is_empty() && (!self.interactive || self.ready.is_none()) {
+            return Err(
+                "`gives` takes an interactive `program` with a `ready` line to give values".into(),
+            );
+        }
+        if self.counts == Counts::Containers && !self.interactive {
+            return Err(
+                "`counts = \"containers\"` takes an interactive `program` that counts them".into(),
+            );
         }
         let expected = self.expected.iter().map(|text| ("expected", Some(text)));
         let awaited = [("ready", self.ready.as_ref()), ("done", self.done.as_ref())];
@@ -175,6 +253,12 @@ impl Pass for BuildPass {
         if self.command.trim().is_empty() {
             return Err("`command` is empty".into());
         }
+        for module in &self.makes {
+            check_name("module", module)?;
+        }
+        if self.each != Each::Kernel && !self.makes.is_empty() {
+            return Err("`makes` names modules, which are made with each = \"kernel\"".into());
+        }
         if self.each != Each::Kernel && self.command.contains("{release}") {
             return Err("`{release}` has a value only in a pass with each = \"kernel\"".into());
         }
@@ -194,12 +278,30 @@ fn check_name(key: &str, name: &str) -> Result<(), String> {
     ))
 }
 
+/// A name below a directory, and a word of a shell command.
+fn check_file_name(key: &str, name: &str) -> Result<(), String> {
+    let fine = |b: u8| b.is_ascii_alphanumeric() || b"_-.".contains(&b);
+    if name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.bytes().all(fine) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{key}` is {name:?}; the name of a program or file is made of letters, digits, _, - and dots"
+    ))
+}
+
 impl<P> Template<P> {
     /// The name of its target: the file's, without `.toml`.
     pub fn target(&self) -> String {
         self.path
             .file_stem()
             .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
+    }
+}
+
+impl Template<RunPass> {
+    /// The first module that it loads, which stands for all that are made with it.
+    pub fn first_module(&self) -> Option<&str> {
+        self.passes.iter().find_map(|pass| pass.module.as_deref())
     }
 }
 
@@ -268,15 +370,20 @@ impl<P: Pass> Template<P> {
             parameters.insert(name, number);
         }
 
+        let mut given: Vec<&str> = Vec::new();
         for (place, pass) in &passes {
             for text in pass.texts() {
                 fill(text, |name| {
-                    (parameters.contains_key(name) || P::VALUES.contains(&name)).then(String::new)
+                    let known = parameters.contains_key(name)
+                        || P::VALUES.contains(&name)
+                        || given.contains(&name);
+                    known.then(String::new)
                 })
                 .map_err(|name| {
-                    refuse(format!("{place}: {{{name}}} is neither a parameter of this template nor one of {:?}", P::VALUES))
+                    refuse(format!("{place}: {{{name}}} is neither a parameter of this template nor one of {:?}, nor given by an earlier pass", P::VALUES))
                 })?;
             }
+            given.extend(pass.gives().iter().map(String::as_str));
         }
         let passes: Vec<P> = passes.into_iter().map(|(_, pass)| pass).collect();
         let optional = passes.iter().flat_map(|pass| pass.optional()).cloned();
@@ -407,6 +514,30 @@ mod tests {
             (
                 pass("module = \"m\"\narguments = \"a={b}\""),
                 "{b} is neither a parameter",
+            ),
+            (
+                pass("program = \"p\"\ninteractive = true\nfiles = [\"/etc/x\"]"),
+                "the name of a program or file",
+            ),
+            (
+                pass("program = \"p\"\ngives = [\"seed\"]"),
+                "`gives` takes an interactive `program`",
+            ),
+            (
+                pass("module = \"m\"\ncounts = \"containers\""),
+                "takes an interactive `program` that counts them",
+            ),
+            (
+                pass("module = \"m\"\ninteractive = true"),
+                "`interactive` takes a `program`",
+            ),
+            (
+                pass("program = \"p\"\nfiles = [\"x\"]"),
+                "`files` takes an interactive `program`",
+            ),
+            (
+                pass("program = \"p\"\narguments = \"{seed}\""),
+                "nor given by an earlier pass",
             ),
             (
                 pass("module = \"m\"\n[build]\ntemplat = \"x\""),

@@ -169,7 +169,7 @@ impl Bench<'_> {
         let one = self.run(pair, size, Some(1))?;
         let latency = one
             .totals
-            .latency_ns
+            .latency_ns()
             .context("the RPC's run measured no latency")?;
         let peak = self.run(pair, size, None)?;
         let (perftest_round_trip_ns, perftest_messages_per_s) = match before {
@@ -179,7 +179,7 @@ impl Bench<'_> {
         let round = Round {
             rpc_round_trip_ns: latency.p50 as f64,
             perftest_round_trip_ns,
-            rpc_requests_per_s: peak.totals.requests_per_s as f64,
+            rpc_requests_per_s: peak.totals.done_per_s(),
             perftest_messages_per_s,
         };
         self.cluster = peak.cluster;

@@ -44,7 +44,13 @@ pub(super) fn build_checked(setting: &Setting) -> Result<()> {
     }
     let template = std::path::Path::new("templates-build/template-build-rpc-checksum.toml");
     let kernels = build::kernels(&setting.settings)?;
-    build::update(template, &kernels, &setting.settings, &checked_out(setting))
+    build::update(
+        template,
+        setting.template.first_module(),
+        &kernels,
+        &setting.settings,
+        &checked_out(setting),
+    )
 }
 
 impl Faults<'_> {

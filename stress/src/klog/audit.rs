@@ -70,6 +70,14 @@ pub enum Kind {
     FailedRequests,
     /// Server and clients do not agree on what was done.
     Accounting,
+    /// A program that could not do its part.
+    Program,
+    /// A container that could not be begun, or whose child did not prove what it is.
+    FailedContainer,
+    /// Throughput fell below what the test allows.
+    Unsteady,
+    /// Something is still there that was there for the run only.
+    Left,
     /// The user stopped the run.
     Interrupted,
 }

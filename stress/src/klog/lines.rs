@@ -143,7 +143,7 @@ impl Line {
 
 /// Whether a line is there for this program and nobody else.
 pub fn is_buckets(text: &str) -> bool {
-    text.contains("] - latency buckets: ")
+    text.contains("] - latency buckets: ") || text.contains("] latency buckets: ")
 }
 
 /// The word after `label`, which begins a field of a comma-separated list.

@@ -15,7 +15,7 @@ use anyhow::{bail, Context, Result};
 
 use super::audit::{self, Finding, Kind};
 use super::lines;
-pub use super::log::HostLog;
+pub use super::log::{HostLog, Said};
 use super::record::{self, Record};
 use crate::cluster::{Fallen, Host};
 use crate::interrupt::{Interrupt, Interrupted};
@@ -98,6 +98,8 @@ struct Stream {
     purpose: Purpose,
     child: Child,
     lifeline: Option<ChildStdin>,
+    /// Of a task: what it printed.
+    said: Vec<Said>,
     ended: Option<Ended>,
 }
 
@@ -230,6 +232,18 @@ impl<'a> Watch<'a> {
     /// From now on, log lines with one of these texts are no findings.
     pub fn expect(&mut self, texts: &[String]) {
         self.expected.extend_from_slice(texts);
+    }
+
+    /// What `task` has printed so far.
+    pub fn said(&self, task: Task) -> &[Said] {
+        self.streams.get(task.0).map_or(&[], |stream| &stream.said)
+    }
+
+    /// Ends the standard input of `task`, which tells it to end.
+    pub fn dismiss(&mut self, task: Task) {
+        if let Some(stream) = self.streams.get_mut(task.0) {
+            stream.lifeline = None;
+        }
     }
 
     /// Notes something that no log says.
@@ -370,6 +384,7 @@ impl<'a> Watch<'a> {
             purpose,
             child,
             lifeline,
+            said: Vec::new(),
             ended: None,
         });
         Ok(stream)
@@ -386,8 +401,11 @@ impl<'a> Watch<'a> {
                     Purpose::Task => {
                         // Shown in the form of a log line, and never mistaken for one.
                         let name = &self.logs[host].name;
-                        self.progress
-                            .line(&format!("@{name:<9} {}", text.trim_end()));
+                        let text = text.trim_end().to_string();
+                        if !lines::is_buckets(&text) {
+                            self.progress.line(&format!("@{name:<9} {text}"));
+                        }
+                        self.streams[stream].said.push(Said { at, text });
                     }
                 }
             }

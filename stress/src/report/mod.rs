@@ -11,6 +11,7 @@ use crate::cluster::Role;
 use crate::klog::audit::{Finding, Kind};
 use crate::klog::lines::Latency;
 use crate::run::Plan;
+use crate::template::Counts;
 
 pub mod table;
 
@@ -72,9 +73,19 @@ pub struct HostInfo {
     pub mtu: Option<u32>,
 }
 
-/// What was measured.
+/// What was measured, by what a run counts.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Figures {
+    /// Of a run that calls an RPC.
+    Requests(Requests),
+    /// Of a run that forks into containers.
+    Containers(Containers),
+}
+
+/// Calls of an RPC.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct Figures {
+pub struct Requests {
     /// Answered requests.
     pub requests: u64,
     /// Over the time that the client itself measured.
@@ -83,6 +94,63 @@ pub struct Figures {
     pub errors: u64,
     /// Round trips; `null` where nobody measured them.
     pub latency_ns: Option<Latency>,
+}
+
+/// Forks into containers.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Containers {
+    /// Containers that were begun.
+    pub containers: u64,
+    /// Verified ones, over the time that the client itself measured.
+    pub containers_per_s: f64,
+    /// Containers whose child proved to be its parent's continuation.
+    pub verified: u64,
+    /// Containers that could not be begun, or whose child did not prove what it is.
+    pub errors: u64,
+    /// From asking for a container to its child's verified end; `null` where nobody measured it.
+    pub latency_ns: Option<Latency>,
+}
+
+impl Figures {
+    /// Of a run that did nothing.
+    pub fn none(counts: Counts) -> Self {
+        match counts {
+            Counts::Requests => Figures::Requests(Requests::default()),
+            Counts::Containers => Figures::Containers(Containers::default()),
+        }
+    }
+
+    /// What was done without an error: answered requests, verified containers.
+    pub fn done(&self) -> u64 {
+        match self {
+            Figures::Requests(figures) => figures.requests,
+            Figures::Containers(figures) => figures.verified,
+        }
+    }
+
+    /// Of these, in a second.
+    pub fn done_per_s(&self) -> f64 {
+        match self {
+            Figures::Requests(figures) => figures.requests_per_s as f64,
+            Figures::Containers(figures) => figures.containers_per_s,
+        }
+    }
+
+    /// What was not done.
+    pub fn errors(&self) -> u64 {
+        match self {
+            Figures::Requests(figures) => figures.errors,
+            Figures::Containers(figures) => figures.errors,
+        }
+    }
+
+    /// How long one took.
+    pub fn latency_ns(&self) -> Option<Latency> {
+        match self {
+            Figures::Requests(figures) => figures.latency_ns,
+            Figures::Containers(figures) => figures.latency_ns,
+        }
+    }
 }
 
 /// What was measured on a client.
@@ -112,18 +180,19 @@ struct Document<'a> {
 impl Report {
     /// Of a run that has not begun.
     pub fn new(plan: &Plan<'_>) -> Self {
-        Self::of(plan.target.clone(), plan.parameters.clone())
+        let counts = crate::template::counts(plan.passes);
+        Self::of(plan.target.clone(), plan.parameters.clone(), counts)
     }
 
     /// Of the run `target` that has not begun and may never do so.
-    pub fn of(target: String, parameters: BTreeMap<String, u64>) -> Self {
+    pub fn of(target: String, parameters: BTreeMap<String, u64>, counts: Counts) -> Self {
         Self {
             target,
             findings: Vec::new(),
             cluster: ClusterInfo::default(),
             parameters,
             seconds: 0.0,
-            totals: Figures::default(),
+            totals: Figures::none(counts),
             hosts: Vec::new(),
         }
     }
@@ -183,12 +252,12 @@ mod tests {
             p999: 1_500_000,
             max: 2_000_001,
         };
-        let figures = Figures {
+        let figures = Figures::Requests(Requests {
             requests: 40_000,
             requests_per_s: 4_000,
             errors: 0,
             latency_ns: Some(latency),
-        };
+        });
         let host = |name: &str, role| HostInfo {
             name: name.into(),
             role,
@@ -199,6 +268,7 @@ mod tests {
         let mut report = Report::of(
             "peak-rpc-kernel-module".into(),
             [("thread_count".to_string(), 4)].into(),
+            Counts::Requests,
         );
         report.cluster = ClusterInfo {
             kind: "virtual".into(),

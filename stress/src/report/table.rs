@@ -9,10 +9,14 @@ use crate::klog::lines::Latency;
 pub fn render(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING);
+    let counted = match report.totals {
+        Figures::Requests(_) => ["requests", "requests/s"],
+        Figures::Containers(_) => ["verified", "containers/s"],
+    };
     table.set_header([
         "machine",
-        "requests",
-        "requests/s",
+        counted[0],
+        counted[1],
         "p50 µs",
         "p99 µs",
         "p99.9 µs",
@@ -61,21 +65,24 @@ fn findings_of(report: &Report, host: &str) -> usize {
 }
 
 fn row(name: &str, figures: Option<&Figures>, findings: usize) -> Vec<String> {
-    let us =
-        |pick: fn(&Latency) -> u64| match figures.and_then(|figures| figures.latency_ns.as_ref()) {
-            Some(latency) => format!("{:.1}", pick(latency) as f64 / 1000.0),
-            None => "-".into(),
-        };
+    let us = |pick: fn(&Latency) -> u64| match figures.and_then(Figures::latency_ns) {
+        Some(latency) => format!("{:.1}", pick(&latency) as f64 / 1000.0),
+        None => "-".into(),
+    };
     let number =
         |pick: fn(&Figures) -> u64| figures.map_or("-".into(), |figures| pick(figures).to_string());
+    let rate = figures.map_or("-".into(), |figures| match figures {
+        Figures::Requests(figures) => figures.requests_per_s.to_string(),
+        Figures::Containers(figures) => format!("{:.2}", figures.containers_per_s),
+    });
     vec![
         name.to_string(),
-        number(|figures| figures.requests),
-        number(|figures| figures.requests_per_s),
+        number(Figures::done),
+        rate,
         us(|latency| latency.p50),
         us(|latency| latency.p99),
         us(|latency| latency.p999),
-        number(|figures| figures.errors),
+        number(Figures::errors),
         findings.to_string(),
     ]
 }

@@ -13,7 +13,7 @@ use crate::settings::Gid;
 const SCRIPT: &str = r#"
 echo "uid=$(id -u)"
 echo "kernel=$(uname -r)"
-for module in /sys/module/mitosis_*; do [ ! -d "$module" ] || echo "loaded=${module##*/}"; done
+for module in /sys/module/mitosis /sys/module/mitosis_*; do [ ! -d "$module" ] || echo "loaded=${module##*/}"; done
 for port in /sys/class/infiniband/*/ports/*; do
   [ -r "$port/state" ] || continue
   device=${port%/ports/*}

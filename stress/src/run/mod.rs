@@ -4,6 +4,7 @@
 
 pub(crate) mod evaluate;
 mod inspect;
+mod left;
 mod passes;
 
 use std::collections::BTreeMap;
@@ -13,11 +14,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 pub use self::inspect::{inspect, parent_gid, Inspected, Port};
+use crate::cluster::shell::Limit;
 use crate::cluster::Host;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::klog::audit::{Finding, Kind};
 use crate::klog::watch::{LookForFallen, Watch};
-use crate::modules::{self, Module};
+use crate::modules::Module;
+use crate::programs;
 use crate::progress::Progress;
 use crate::report::{HostInfo, Report};
 use crate::settings::Gid;
@@ -98,7 +101,10 @@ pub fn run(plan: &Plan<'_>, progress: &Progress, interrupt: &Interrupt) -> Repor
                         watch.expect(&pass.expected);
                     }
                     let reached = passes::perform(plan, &prepared, &mut watch, progress, interrupt);
-                    evaluate::evaluate(plan, reached, &mut watch, &mut report);
+                    if !(interrupt.is_raised() && plan.disposable) {
+                        left::compare(plan, &prepared.resources, &mut watch);
+                    }
+                    evaluate::evaluate(plan, &reached, &mut watch, &mut report);
                 }
             }
         }
@@ -117,8 +123,10 @@ struct Prepared {
     gid: Gid,
     /// A base of session keys for each host, far enough apart that no two machines ever ask for the same.
     session_id_bases: Vec<u64>,
-    /// By host, then by module.
+    /// By module.
     depends: BTreeMap<String, Vec<String>>,
+    /// What the hosts had of RDMA before.
+    resources: Vec<left::Resources>,
 }
 
 fn prepare(
@@ -146,7 +154,7 @@ fn prepare(
     }
     let gid = parent_gid(plan.hosts, &inspected, plan.parent_gid)?;
 
-    progress.step("copying modules");
+    progress.step("copying modules and programs");
     // All are checked before any is copied.
     let mut modules = Vec::new();
     let mut depends = BTreeMap::new();
@@ -171,36 +179,34 @@ fn prepare(
             modules.push((host.clone(), module));
         }
     }
-    let limit = crate::cluster::shell::Limit {
+    let mut files: Vec<(Host, String, Vec<u8>)> = modules
+        .into_iter()
+        .map(|(host, module)| (host, format!("{}.ko", module.name), module.contents))
+        .collect();
+    for host in plan.hosts {
+        let passes = plan.passes.iter().filter(|pass| pass.role == host.role);
+        for name in passes.flat_map(|pass| pass.program.iter().chain(&pass.files)) {
+            files.push((host.clone(), name.clone(), programs::load(plan.out, name)?));
+        }
+    }
+    let limit = Limit {
         timeout,
         interrupt: Some(interrupt),
     };
-    on_all(&modules, |(host, module)| {
-        host.copy(
-            module.contents.clone(),
-            &format!("{}.ko", module.name),
-            limit,
-        )
+    on_all(&files, |(host, name, contents)| {
+        host.copy(contents.clone(), name, limit)?;
+        if name.ends_with(".ko") {
+            return Ok(());
+        }
+        // Files that go with a program may be programs too.
+        host.run(&format!("chmod 755 {}", host.path(name)), limit)
+            .map(drop)
     })?;
-    for pass in plan.passes {
-        let Some(program) = &pass.program else {
-            continue;
-        };
-        let contents = modules::program(plan.out, program)?;
-        let hosts: Vec<&Host> = plan
-            .hosts
-            .iter()
-            .filter(|host| host.role == pass.role)
-            .collect();
-        on_all(&hosts, |host| {
-            host.copy(contents.clone(), program, limit)?;
-            host.run(&format!("chmod 755 {}", host.path(program)), limit)
-        })?;
-    }
     Ok(Prepared {
         gid,
         session_id_bases: session_id_bases(plan.hosts.len()),
         depends,
+        resources: on_all(plan.hosts, |host| left::resources(host, limit))?,
     })
 }
 

@@ -6,12 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod containers;
+
 use super::*;
 use crate::cluster::{Fallen, Role};
 use crate::klog::watch::{Patience, Waited};
 use crate::modules::tests::module_for;
 use crate::report::Verdict;
-use crate::template::Template;
+use crate::template::{RunPass, Template};
 
 const GID: &str = "fe80:0000:0000:0000:ec0d:9a03:00ca:2f4c";
 const RELEASE: &str = "6.12.9-test";
@@ -226,13 +228,13 @@ fn a_good_run_passes_with_the_sums_of_its_clients() {
     assert_eq!(report.verdict(), Verdict::Pass);
     assert_eq!(
         (
-            report.totals.requests,
-            report.totals.requests_per_s,
-            report.totals.errors
+            report.totals.done(),
+            report.totals.done_per_s(),
+            report.totals.errors()
         ),
-        (2000, 4000, 0)
+        (2000, 4000.0, 0)
     );
-    let latency = report.totals.latency_ns.unwrap();
+    let latency = report.totals.latency_ns().unwrap();
     assert_eq!((latency.p50, latency.p999, latency.max), (31, 31, 30));
     let names: Vec<&str> = report.hosts.iter().map(|host| host.name.as_str()).collect();
     assert_eq!(names, ["val02", "val03"]);
@@ -273,7 +275,7 @@ fn an_error_line_ends_the_run_at_once() {
     let report = fake.fails("val03", Kind::Error, "no server there");
     assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
     // The others' work is still told.
-    assert_eq!(report.totals.requests, 1000);
+    assert_eq!(report.totals.done(), 1000);
 }
 
 #[test]
@@ -285,7 +287,7 @@ fn what_the_kernel_says_while_unloading_counts() {
     );
     let report = fake.fails("val01", Kind::Warning, "cq.c:315");
     assert_eq!(report.findings.len(), 1);
-    assert_eq!(report.totals.requests, 2000);
+    assert_eq!(report.totals.done(), 2000);
 }
 
 #[test]

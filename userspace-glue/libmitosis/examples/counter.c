@@ -3,7 +3,7 @@
  * A counter that goes on, on another machine: the parent of `make simple-fork`.
  *
  *   cc -I include -I ../../kmod-glue/uapi counter.c -lmitosis_fork -o counter
- *   ./counter                          prints how to resume it
+ *   ./counter                          prints how to resume it, and stays until its input ends
  *   mitosis resume GID ID.GENERATION   on the other machine: counts on from there
  */
 #include <signal.h>
@@ -65,15 +65,15 @@ int main(int argc, char **argv)
 		fprintf(stderr, "%s: %s\n", argv[0], mitosis_error());
 		return 1;
 	}
-	printf("seed %u.%u\ncapability ", seed.id.id, seed.id.generation);
+	printf("prepared: seed=%u.%u capability=", seed.id.id, seed.id.generation);
 	for (i = 0; i < 16; i++)
 		printf("%02x", seed.capability.bytes[i]);
 	printf("\n");
 	fflush(stdout);
 	/* The seed has its own counter: what happens to this one is no concern of the children's. */
 	*counter = 1000000;
-	while (!stop)
-		pause();
+	while (!stop && getchar() != EOF)
+		;
 	if (mitosis_unprepare(&seed)) {
 		fprintf(stderr, "%s: %s\n", argv[0], mitosis_error());
 		return 1;

@@ -1,23 +1,23 @@
-//! From what the logs said to figures and findings.
+//! The figures of a run that calls an RPC, out of the kernel logs of its machines.
 
 use mitosis_core::histogram::Histogram;
 
-use super::passes::Reached;
-use super::Plan;
+use super::cluster_latency;
 use crate::cluster::Role;
 use crate::klog::audit::Kind;
 use crate::klog::lines::{Latency, Total};
 use crate::klog::watch::Watch;
-use crate::report::{Figures, HostFigures, Report};
+use crate::report::{Figures, HostFigures, Report, Requests};
+use crate::run::passes::Reached;
+use crate::run::Plan;
 
-/// Fills `report` with the clients' figures, their sums, and all that was found.
+/// Fills `report` with the clients' figures and their sums.
 pub(super) fn evaluate(
     plan: &Plan<'_>,
-    reached: Reached<'_>,
+    reached: &Reached<'_>,
     watch: &mut Watch<'_>,
     report: &mut Report,
 ) {
-    let mut answered = 0;
     let mut histogram = Histogram::new();
     let mut latencies = Vec::new();
     let clients = reached
@@ -41,10 +41,10 @@ pub(super) fn evaluate(
         histogram.merge(&log.histogram);
         let latency = log.latency;
         latencies.extend(latency);
-        answered += total.requests;
+        let figures = figures(total, latency);
         report.hosts.push(HostFigures {
             name: name.clone(),
-            figures: figures(total, latency),
+            figures: Figures::Requests(figures),
         });
 
         if total.requests == 0 {
@@ -70,7 +70,8 @@ pub(super) fn evaluate(
         }
     }
 
-    report.totals = totals(&report.hosts, cluster_latency(&histogram, &latencies));
+    let sum = totals(&report.hosts, cluster_latency(&histogram, &latencies));
+    report.totals = Figures::Requests(sum);
 
     for (host, log) in plan.hosts.iter().zip(0..watch.logs.len()) {
         let (ready, stopped) = (
@@ -96,51 +97,40 @@ pub(super) fn evaluate(
                 format!("the server counted {} errors", stopped.errors),
             );
         }
-        if stopped.requests < answered {
+        if stopped.requests < sum.requests {
             let line = format!(
-                "the server executed {} requests, the clients count {answered}",
-                stopped.requests
+                "the server executed {} requests, the clients count {}",
+                stopped.requests, sum.requests
             );
             watch.find(&host.name, Kind::Accounting, line);
         }
     }
-    report.findings.append(&mut watch.findings);
 }
 
-/// The sums over all clients.
-pub(crate) fn totals(hosts: &[HostFigures], latency_ns: Option<Latency>) -> Figures {
-    let figures = hosts.iter().map(|host| &host.figures);
-    Figures {
-        requests: figures.clone().map(|figures| figures.requests).sum(),
-        requests_per_s: figures.clone().map(|figures| figures.requests_per_s).sum(),
-        errors: figures.map(|figures| figures.errors).sum(),
+/// The sums over all clients, whose latencies are `latency_ns` together.
+pub(crate) fn totals(hosts: &[HostFigures], latency_ns: Option<Latency>) -> Requests {
+    let mut sum = Requests {
         latency_ns,
+        ..Requests::default()
+    };
+    for host in hosts {
+        if let Figures::Requests(figures) = &host.figures {
+            sum.requests += figures.requests;
+            sum.requests_per_s += figures.requests_per_s;
+            sum.errors += figures.errors;
+        }
     }
+    sum
 }
 
 /// A client's figures.
-pub(crate) fn figures(total: Total, latency: Option<Latency>) -> Figures {
+pub(crate) fn figures(total: Total, latency: Option<Latency>) -> Requests {
     // Divided after multiplying, in a type that holds the product of any two of its operands.
     let per_s = u128::from(total.requests) * 1_000_000 / u128::from(total.elapsed_us.max(1));
-    Figures {
+    Requests {
         requests: total.requests,
         requests_per_s: u64::try_from(per_s).unwrap_or(u64::MAX),
         errors: total.errors,
         latency_ns: latency,
     }
-}
-
-/// Percentiles of all clients' requests together: percentiles cannot be averaged, buckets can be added.
-pub(crate) fn cluster_latency(histogram: &Histogram, latencies: &[Latency]) -> Option<Latency> {
-    let max = latencies
-        .iter()
-        .map(|latency| latency.max)
-        .max()
-        .or(histogram.max_ns())?;
-    Some(Latency {
-        p50: histogram.quantile_ns(500)?,
-        p99: histogram.quantile_ns(990)?,
-        p999: histogram.quantile_ns(999)?,
-        max,
-    })
 }
