@@ -15,6 +15,8 @@ macro_rules! opaque {
     )*};
 }
 
+pub(crate) use opaque;
+
 opaque! {
     /// `struct ib_device`
     IbDevice;

@@ -2,18 +2,7 @@
 
 use core::ffi::{c_int, c_void};
 
-use crate::ffi::{Event, IbDevice, IbPd, Port, Text};
-
-/// Declares types that only C can see into.
-macro_rules! opaque {
-    ($($(#[$doc:meta])* $name:ident;)*) => {$(
-        $(#[$doc])*
-        #[repr(C)]
-        pub struct $name {
-            _opaque: [u8; 0],
-        }
-    )*};
-}
+use crate::ffi::{opaque, Event, IbDevice, IbPd, Port, Text};
 
 opaque! {
     /// `struct mitosis_mutex`

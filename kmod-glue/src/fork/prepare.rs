@@ -194,12 +194,23 @@ impl Walk<'_, '_> {
             }
         }
     }
+}
 
-    fn over(self, ret: c_int) -> Result<(), Outcome> {
-        match self.wrong {
-            Some(outcome) => Err(outcome),
-            None => Errno::check(ret).map_err(Outcome::Kernel),
-        }
+/// Lets `each` hand what it finds to callbacks that know a [`Walk`], and gives what went wrong there.
+fn walk(
+    encoder: &mut Encoder<'_>,
+    strict: bool,
+    each: impl FnOnce(*mut c_void) -> c_int,
+) -> Result<(), Outcome> {
+    let mut walk = Walk {
+        encoder,
+        strict,
+        wrong: None,
+    };
+    let ret = each(core::ptr::from_mut(&mut walk).cast());
+    match walk.wrong {
+        Some(outcome) => Err(outcome),
+        None => Errno::check(ret).map_err(Outcome::Kernel),
     }
 }
 
@@ -250,33 +261,18 @@ fn describe(
         altstack_flags: task.altstack_flags,
         personality: task.personality,
     })?;
-    let mut walk = Walk {
-        encoder: &mut encoder,
-        strict,
-        wrong: None,
-    };
-    let context: *mut c_void = core::ptr::from_mut(&mut walk).cast();
-    // SAFETY: `take_vma` fits `context`, which lives during the call.
-    let ret = unsafe { ffi::mitosis_each_vma(take_vma, context) };
-    walk.over(ret)?;
-    let mut walk = Walk {
-        encoder: &mut encoder,
-        strict,
-        wrong: None,
-    };
-    let context: *mut c_void = core::ptr::from_mut(&mut walk).cast();
-    // SAFETY: as above.
-    let ret = unsafe { ffi::mitosis_each_chunk(take_chunk, context) };
-    walk.over(ret)?;
-    let mut walk = Walk {
-        encoder: &mut encoder,
-        strict,
-        wrong: None,
-    };
-    let context: *mut c_void = core::ptr::from_mut(&mut walk).cast();
-    // SAFETY: as above.
-    let ret = unsafe { ffi::mitosis_each_file(take_file, context) };
-    walk.over(ret)?;
+    // SAFETY: each callback fits a `Walk`, which lives during the call.
+    unsafe {
+        walk(&mut encoder, strict, |context| {
+            ffi::mitosis_each_vma(take_vma, context)
+        })?;
+        walk(&mut encoder, strict, |context| {
+            ffi::mitosis_each_chunk(take_chunk, context)
+        })?;
+        walk(&mut encoder, strict, |context| {
+            ffi::mitosis_each_file(take_file, context)
+        })?;
+    }
     for signal in 1..=SIGNALS as u32 {
         let mut action = SignalAction::default();
         // SAFETY: `action` is valid during the call.
