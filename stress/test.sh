@@ -79,6 +79,14 @@ checksums() {
         return $code
 }
 
+forks() {
+    for template in template-build-cpp template-build-mitosis; do
+        $cargo run --quiet --locked --package mitosis-stress -- build templates-build/$template.toml KERNEL=6.12 || return 1
+    done
+    $cargo run --quiet --locked --package mitosis-stress -- run templates-run/peak-lean-container.toml KERNEL=6.12 \
+        CLIENTS=1 run_secs=5
+}
+
 step "formatting" formatting
 for manifest in core/Cargo.toml core/testkit/Cargo.toml loom-tests/Cargo.toml fuzz/Cargo.toml userspace-glue/Cargo.toml \
     userspace-glue/libmitosis/Cargo.toml userspace-glue/libmitosis/command/Cargo.toml stress/userspace/Cargo.toml stress/Cargo.toml; do
@@ -97,6 +105,7 @@ done
 step "a short run on 6.12, with checksums" checksums
 step "faults on 6.12, in short" faults --short
 step "processes and modules on 6.12, in short" interop
+step "forks into lean containers on 6.12, in short" forks
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]
