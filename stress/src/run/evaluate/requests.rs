@@ -20,10 +20,11 @@ pub(super) fn evaluate(
 ) {
     let mut histogram = Histogram::new();
     let mut latencies = Vec::new();
-    let clients = reached
-        .started
-        .iter()
-        .filter(|started| started.pass.role == Role::Child && started.pass.done.is_some());
+    // An interactive program's lines are no log, and it calls nothing that would be counted here.
+    let clients = reached.started.iter().filter(|started| {
+        let pass = started.pass;
+        pass.role == Role::Child && pass.done.is_some() && !pass.interactive
+    });
     for host in clients
         .flat_map(|started| &started.tasks)
         .map(|&(host, _)| host)
