@@ -2,11 +2,12 @@
 
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::cluster::shell::{quote, Limit};
+use crate::cluster::shell::{quote, Limit, TICK};
 use crate::cluster::Host;
 use crate::interrupt::Interrupt;
 use crate::run::Inspected;
@@ -14,6 +15,8 @@ use crate::settings::Gid;
 
 /// For perftest to listen, and for one measurement.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
+/// For perftest's listening side to end once the other one has.
+const PARTING: Duration = Duration::from_secs(10);
 /// Where perftest's two ends meet over TCP.
 const PORT: u16 = 18515;
 /// The longest datagram; what is longer is measured over a reliable connection.
@@ -79,7 +82,7 @@ impl Pair<'_> {
         };
         let script = format!("{} {}", command(of_client)?, quote(&server.address));
         let printed = client.run(&script, limit)?;
-        drop(listening);
+        listening.end();
         Ok(printed)
     }
 }
@@ -116,6 +119,17 @@ impl Listening {
             )
         })?;
         Ok(listening)
+    }
+}
+
+impl Listening {
+    /// Lets it end by itself: a shared connection mistakes what still comes of a session that is killed while it closes
+    /// for the next session's, which then ends without a status.
+    fn end(mut self) {
+        let deadline = Instant::now() + PARTING;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(TICK);
+        }
     }
 }
 

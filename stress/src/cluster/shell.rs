@@ -13,7 +13,7 @@ use super::Host;
 use crate::interrupt::Interrupt;
 
 /// How often a wait looks at its process and at the interrupt.
-const TICK: Duration = Duration::from_millis(10);
+pub const TICK: Duration = Duration::from_millis(10);
 
 /// `text` as one word of a POSIX shell command.
 pub fn quote(text: &str) -> String {

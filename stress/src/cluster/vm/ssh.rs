@@ -2,6 +2,10 @@
 //!
 //! Under emulation a key exchange takes longer than most commands. Without its master connection a command makes a
 //! connection of its own, which is only slower.
+//!
+//! Sessions are to end by themselves wherever they can. OpenSSH forgets one whose client is killed while it opens or closes,
+//! gives its channel number to the next one, and takes the end of the first, when it arrives, for the end of the second:
+//! a command that worked then has status 255 and no complaint.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
