@@ -5,8 +5,8 @@ use heapless::{Deque, Vec};
 use super::{config, Pair, HONEST, KEY, RPC_ID, SHORT, STRANGER};
 use crate::rpc::client::{CallSlot, Event};
 use crate::rpc::server::{Action, Server, ServerConfig, ServerSlot, Session, ANSWER_LEN};
-use crate::session::{ClusterKey, SessionId};
-use crate::wire::{Datagram, Kind, Message, MAX_CONTROL_LEN};
+use crate::session::{ClusterKey, RequestId, SessionId};
+use crate::wire::{Confirm, Datagram, Kind, Message, Part, MAX_CONTROL_LEN};
 
 /// What some client knows that is not of the cluster.
 const ANOTHER_KEY: ClusterKey = ClusterKey([0x66; 16]);
@@ -54,6 +54,7 @@ pub fn handshake(input: &[u8]) {
         flight: Vec::new(),
         overheard: Deque::new(),
         granted: Vec::new(),
+        of_stranger: None,
     };
     for life in 0_u32.. {
         let mut sessions = [const { Session::new() }; SESSIONS];
@@ -90,6 +91,7 @@ struct Run<'a> {
     flight: Vec<(Way, Bytes), IN_FLIGHT>,
     overheard: Deque<(Way, Bytes), OVERHEARD>,
     granted: Vec<SessionId, GRANTED>,
+    of_stranger: Option<SessionId>,
 }
 
 impl Run<'_> {
@@ -98,7 +100,7 @@ impl Run<'_> {
         while let Some(doing) = input.next() {
             let argument = input.next().unwrap_or(0);
             let place = usize::from(argument);
-            match doing % 14 {
+            match doing % 15 {
                 0 => self.pair.client.connect(self.now_ns),
                 1 => self.transmit(),
                 2 | 3 => self.deliver(server, place),
@@ -124,6 +126,7 @@ impl Run<'_> {
                     self.arrive(server, way, &forged);
                 }
                 12 => self.pair.client.disconnect(),
+                13 => self.stranger_speaks(server, argument),
                 _ => return End::OfServer,
             }
         }
@@ -174,6 +177,45 @@ impl Run<'_> {
         {
             let _ = self.flight.push(double);
         }
+    }
+
+    /// A stranger who has been granted a session, for a Connect of its own or one that it overheard, uses it.
+    fn stranger_speaks(&mut self, server: &mut Server<'_>, argument: u8) {
+        let Some(session) = self.of_stranger else {
+            return;
+        };
+        let overheard = self.overheard.iter().rev().find_map(|(_, bytes)| {
+            match Datagram::parse(bytes).ok()?.message {
+                Message::Confirm(confirm) => Some(confirm),
+                _ => None,
+            }
+        });
+        let nothing = Part::whole(&[]);
+        let message = match argument % 5 {
+            0 => Message::Confirm(Confirm {
+                tag: [argument; 16],
+            }),
+            1 => Message::Confirm(overheard.unwrap_or(Confirm { tag: [0; 16] })),
+            2 => Message::Ping,
+            3 => Message::Disconnect,
+            _ => Message::Request {
+                rpc_id: RPC_ID,
+                part: nothing,
+            },
+        };
+        let asks = matches!(message, Message::Request { .. });
+        let spoken = Datagram {
+            session,
+            request: RequestId(u64::from(asks)),
+            slot: 0,
+            message,
+        };
+        let mut bytes = [0; 128];
+        let Ok(len) = spoken.emit(&mut bytes) else {
+            panic!("{spoken:?} cannot be written")
+        };
+        let bytes = bytes.get(..len).unwrap_or_default();
+        self.arrive(server, Way::ToServer(STRANGER), bytes);
     }
 
     /// Somebody on the way changes a byte.
@@ -255,8 +297,11 @@ impl Run<'_> {
             let known = self.granted.contains(&datagram.session);
             let _ = known || self.granted.push(datagram.session).is_ok();
         }
-        // Answers to a stranger are overheard by nobody else, and end there.
-        if from == HONEST {
+        // What is answered to a stranger, the client does not hear.
+        if from == STRANGER {
+            let granted = matches!(datagram.message, Message::Accept(_));
+            self.of_stranger = granted.then_some(datagram.session).or(self.of_stranger);
+        } else {
             self.send(Way::ToClient, answer);
         }
     }
@@ -322,13 +367,17 @@ pub fn handshake_seeds(each: &mut dyn FnMut(&str, &[u8])) {
             &[7, 0, 7, 2, 7, 4, 2, 0, 2, 0, 2, 0][..],
         ),
         (
+            "stranger-is-granted",
+            &[7, 0, 2, 0, 13, 0, 13, 4, 13, 1, 13, 4, 13, 2, 13, 3],
+        ),
+        (
             "late-and-doubled",
             &[8, 0, 8, 1, 8, 2, 5, 0, 3, 3, 3, 2, 3, 1, 3, 0],
         ),
         (
             "restarted",
             &[
-                13, 0, 8, 0, 8, 2, 3, 0, 3, 0, 0, 0, 1, 0, 2, 0, 2, 0, 1, 0, 2, 0,
+                14, 0, 8, 0, 8, 2, 3, 0, 3, 0, 0, 0, 1, 0, 2, 0, 2, 0, 1, 0, 2, 0,
             ],
         ),
         (
