@@ -137,6 +137,10 @@ fuzz: setup ## fuzz every target for MINUTES=1 each; what is found is left in fu
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 	@fuzz/all.sh $(MINUTES)
 
+.PHONY: loom-mutants
+loom-mutants: ## weaken the orderings of core/src/sync one by one, and expect that loom finds each
+	@CARGO=$(CARGO) loom-tests/mutants.sh
+
 .PHONY: clean
 clean: ## unload modules that a killed run left on a real cluster, and remove out/
 	@$(call STRESS,build templates-build/template-clean.toml)
