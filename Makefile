@@ -123,6 +123,11 @@ module-checks: setup ## load and unload the modules in every order, and look for
 faults: setup ## run the RPC over a spoilt network, through restarts of modules and machines, and beside a flood
 	@$(call STRESS,faults)
 
+.PHONY: panic-free
+panic-free: setup ## look into the built modules of each kernel for anything that could panic or unwind
+	@$(MAKE) -C kmod-glue panic-free KERNEL=6.12
+	@$(MAKE) -C kmod-glue panic-free KERNEL=6.1
+
 .PHONY: test
 test: setup ## everything that CI runs: formatting, lints, tests, module builds, a short run on each kernel
 	@stress/test.sh

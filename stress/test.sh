@@ -98,6 +98,7 @@ step "lint of stress/userspace with verbs" lint stress/userspace/Cargo.toml --fe
 step "unit tests" $cargo test --quiet --locked --workspace
 for kernel in 6.12 6.1; do
     step "modules for $kernel" modules $kernel
+    step "no panics in the modules for $kernel" make -C kmod-glue panic-free "KERNEL=$kernel"
 done
 for kernel in 6.12 6.1; do
     step "a short run on $kernel" run $kernel
