@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 # Debian's package cargo-web has it in /usr/bin, which `stress/setup.sh` sees to where there is none.
 CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
 export CARGO
-FUZZ_SECONDS ?= 60
+MINUTES ?= 1
 # Its runner must be of the library's version, which core/Cargo.toml says.
 GUNGRAUN := 0.18.2
 GUNGRAUN_RUNNER := $(CURDIR)/target/gungraun-$(GUNGRAUN)/bin/gungraun-runner
@@ -24,7 +24,7 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY VM_MTU
 FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_MEMORY VM_MTU
 # For make, cargo and the cluster themselves.
-NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR FUZZ_SECONDS MITOSIS_CACHE
+NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR MINUTES MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
 quoted = '$(subst ','\'',$(1))'
 GIVEN := $(foreach name,$(filter-out $(NOT_PARAMETERS),$(.VARIABLES)),$(if $(call is,command line,$(name)),$(name)))
@@ -133,10 +133,9 @@ test: setup ## everything that CI runs: formatting, lints, tests, module builds,
 	@stress/test.sh
 
 .PHONY: fuzz
-fuzz: setup ## fuzz each parser for FUZZ_SECONDS=60
+fuzz: setup ## fuzz every target for MINUTES=1 each; what is found is left in fuzz/artifacts
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
-	$(CARGO) fuzz run rpc_decode -- -max_total_time=$(FUZZ_SECONDS)
-	$(CARGO) fuzz run descriptor_decode -- -max_total_time=$(FUZZ_SECONDS)
+	@fuzz/all.sh $(MINUTES)
 
 .PHONY: clean
 clean: ## unload modules that a killed run left on a real cluster, and remove out/

@@ -2,8 +2,10 @@
 //! do.
 
 mod descriptor;
+mod handshake;
 
 pub use descriptor::{descriptor_decode, descriptor_decode_seeds};
+pub use handshake::{handshake, handshake_seeds};
 
 use heapless::{Deque, Vec};
 

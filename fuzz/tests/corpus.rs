@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use mitosis_core::fuzzing;
+use mitosis_fuzz::module::fuzzing::{ioctl_args, ioctl_args_seeds};
+use mitosis_testkit::fuzzing::session_script;
 
 fn corpus(target: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -55,4 +57,45 @@ fn seeds_are_descriptors_of_today() {
 fn the_corpus_of_descriptor_decode_replays() {
     let replayed = replay("descriptor_decode", fuzzing::descriptor_decode);
     assert!(replayed >= 8, "{replayed} seeds");
+}
+
+/// Each seed is what its name says.
+#[test]
+fn seeds_of_handshakes_and_calls_are_those_of_today() {
+    fuzzing::handshake_seeds(&mut |name, bytes| up_to_date("handshake", name, bytes));
+    ioctl_args_seeds(&mut |name, bytes| up_to_date("ioctl_args", name, bytes));
+}
+
+#[test]
+fn the_corpus_of_handshake_replays() {
+    let replayed = replay("handshake", fuzzing::handshake);
+    assert!(replayed >= 10, "{replayed} seeds");
+}
+
+#[test]
+fn the_corpus_of_ioctl_args_replays() {
+    let replayed = replay("ioctl_args", ioctl_args);
+    assert!(replayed >= 20, "{replayed} seeds");
+}
+
+#[test]
+fn the_corpus_of_session_script_replays() {
+    let replayed = replay("session_script", session_script);
+    assert!(replayed >= 16, "{replayed} inputs");
+}
+
+#[test]
+fn the_corpus_of_shm_ring_replays() {
+    let replayed = replay("shm_ring", mitosis::shm::shm_ring);
+    assert!(replayed >= 16, "{replayed} inputs");
+}
+
+/// Whose seeds are, besides, the templates that there are.
+#[test]
+fn the_corpus_of_template_parse_replays() {
+    let body = mitosis_stress::fuzzing::template_parse;
+    assert!(replay("template_parse", body) >= 10);
+    for templates in ["templates-run", "templates-build"] {
+        assert!(replay(&format!("../../{templates}"), body) >= 3);
+    }
 }

@@ -30,6 +30,8 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod faults;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod here;
 pub mod interop;
 pub mod interrupt;

@@ -59,6 +59,8 @@
 
 pub mod call;
 pub mod endpoint;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod network;
 pub mod oracle;
 pub mod queue;

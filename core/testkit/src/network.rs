@@ -129,6 +129,9 @@ struct Attachment {
     waiting: u32,
 }
 
+/// How many of the last datagrams an eavesdropper keeps.
+const OVERHEARD: usize = 64;
+
 /// How many of the last happenings a trace keeps.
 const TRACE_LINES: usize = 400;
 
@@ -142,6 +145,7 @@ pub(crate) struct Network {
     buffers: Vec<Vec<u8>>,
     free: Vec<u32>,
     trace: Option<VecDeque<String>>,
+    overheard: Option<VecDeque<(Address, Address, Vec<u8>)>>,
     /// Tells one course of events from another.
     pub(crate) fingerprint: u64,
 }
@@ -156,6 +160,7 @@ impl Network {
             buffers: Vec::new(),
             free: Vec::new(),
             trace: None,
+            overheard: None,
             fingerprint: 0,
         }
     }
@@ -196,6 +201,12 @@ impl Network {
         let now_ns = queue.now_ns();
         let len = (header.len() + payload.len()) as u64;
         self.traffic.sent += 1;
+        if let Some(overheard) = &mut self.overheard {
+            if overheard.len() == OVERHEARD {
+                overheard.pop_front();
+            }
+            overheard.push_back((from, to, [header, payload].concat()));
+        }
         // A word for all chances, 16 bits for each.
         let dice = self.random.bits();
         let at = |place: u32| (dice >> (16 * place)) as u16;
@@ -306,6 +317,18 @@ impl Network {
     pub(crate) fn give_back(&mut self, flight: Flight, bytes: Vec<u8>) {
         self.buffers[flight.buffer as usize] = bytes;
         self.free.push(flight.buffer);
+    }
+
+    /// Keeps the last datagrams from now on.
+    pub(crate) fn eavesdrop(&mut self) {
+        self.overheard = Some(VecDeque::new());
+    }
+
+    /// Something that was sent: its sender, its receiver and its bytes. `back` counts from the last, and around.
+    pub(crate) fn overheard(&self, back: u32) -> Option<(Address, Address, Vec<u8>)> {
+        let overheard = self.overheard.as_ref()?;
+        let back = (back as usize).checked_rem(overheard.len())?;
+        overheard.iter().rev().nth(back).cloned()
     }
 
     /// Keeps the last happenings from now on.

@@ -4,7 +4,9 @@
 //! makes up and shortens. Both end in a [`Report`], or in a [`Failure`] that tells how to see it
 //! again.
 
-use crate::endpoint::{ClientMemory, ServerMemory, Settings, SimulatedClient, SimulatedServer};
+use crate::endpoint::{
+    ClientMemory, ServerMemory, Settings, SimulatedClient, SimulatedServer, Stranger,
+};
 use crate::network::{Address, Faults, Reception, Traffic};
 use crate::oracle::{Tally, Violation};
 use crate::random::Random;
@@ -202,6 +204,10 @@ pub enum Step {
     CrashServer,
     /// The server, gone, begins again.
     RestartServer,
+    /// A datagram that was sent comes once more, as from its sender: the last, or so many before it.
+    Repeat(u32),
+    /// A stranger sends the server such a datagram with some bits turned over, which the second number chooses.
+    Forge(u32, u64),
 }
 
 impl Step {
@@ -213,6 +219,7 @@ impl Step {
             }
             Self::Wires(faults) => faults.damaged_arrive,
             Self::RestartClient(_) | Self::RestartServer => false,
+            Self::Repeat(_) | Self::Forge(..) => false,
             Self::CutClient(_)
             | Self::CutServer
             | Self::CrashClient(_)
@@ -259,6 +266,11 @@ impl Script {
             let client = SimulatedClient::new(self.seed, self.settings, SERVER, memory);
             world.add(Reception::INSTANT, Box::new(client));
         }
+        let overhears = |step: &Step| matches!(step, Step::Repeat(_) | Step::Forge(..));
+        if self.steps.iter().any(overhears) {
+            world.eavesdrop();
+            world.add(Reception::INSTANT, Box::new(Stranger));
+        }
         let done = self.course(&mut world).and_then(|()| {
             let excused = self.settings.is_impatient() || self.steps.iter().any(Step::excuses);
             world.oracle.settle(!excused)
@@ -298,6 +310,10 @@ impl Script {
             Step::RestartClient(number) => world.restart(client(number)),
             Step::CrashServer => world.crash(SERVER),
             Step::RestartServer => world.restart(SERVER),
+            Step::Repeat(back) => world.repeat(back),
+            Step::Forge(back, changes) => {
+                world.forge(self.clients.max(1) + 1, SERVER, back, changes);
+            }
         }
         world.oracle.verdict()
     }

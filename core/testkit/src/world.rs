@@ -205,6 +205,34 @@ impl<'a> World<'a> {
         }
     }
 
+    /// From now on, what is sent can be sent again by [`World::repeat`] and [`World::forge`].
+    pub fn eavesdrop(&mut self) {
+        self.network.eavesdrop();
+    }
+
+    /// Something that was sent is sent once more, as by its sender; `back` counts from the last.
+    pub fn repeat(&mut self, back: u32) {
+        if let Some((from, to, bytes)) = self.network.overheard(back) {
+            self.network.send(&mut self.queue, from, to, &bytes, &[]);
+        }
+    }
+
+    /// `stranger` sends to `to` what somebody else had sent, with some of its bits turned over: which and how many follows
+    /// from `changes`.
+    pub fn forge(&mut self, stranger: Address, to: Address, back: u32, changes: u64) {
+        if let Some((.., mut bytes)) = self.network.overheard(back) {
+            let mut random = Random::new(changes, 0);
+            for _ in 0..random.below(5) {
+                let bit = random.below(bytes.len() as u64 * 8) as usize;
+                if let Some(byte) = bytes.get_mut(bit / 8) {
+                    *byte ^= 1 << (bit % 8);
+                }
+            }
+            self.network
+                .send(&mut self.queue, stranger, to, &bytes, &[]);
+        }
+    }
+
     /// Lets time pass until `until_ns`.
     pub fn run_until(&mut self, until_ns: u64) -> Result<(), Violation> {
         self.run(until_ns, |_| false)

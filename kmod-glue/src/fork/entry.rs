@@ -2,13 +2,12 @@
 
 use core::ffi::c_void;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
-
+use super::arguments::{Call, Refused};
 use super::clients::Client;
 use super::ffi;
 use super::image::{Image, PageError};
 use super::memory::PageRef;
-use super::{calls, fork, prepare, resume, uapi};
+use super::{calls, fork, prepare, resume};
 use crate::errno::Errno;
 use crate::lock::Shared;
 use crate::memory::{Owned, PAGE_LEN};
@@ -54,15 +53,6 @@ pub unsafe extern "C" fn mitosis_client_closed(client: *mut c_void) {
     }
 }
 
-/// Lets a call work on its argument, if that has the right length.
-fn with<T: FromBytes + IntoBytes + KnownLayout + Immutable>(
-    argument: &mut [u8],
-    call: impl FnOnce(&mut T) -> Result<i32, Errno>,
-) -> Result<i32, Errno> {
-    let (typed, _) = T::mut_from_prefix(argument).map_err(|_| Errno::INVALID)?;
-    call(typed)
-}
-
 /// # Safety
 /// As `mitosis_client_flushed`; `argument` is valid for `argument_len` bytes and aligned to 8.
 #[no_mangle]
@@ -82,27 +72,19 @@ pub unsafe extern "C" fn mitosis_client_call(
     let Some(fork) = fork() else {
         return Errno::NO_DEVICE.0 as isize;
     };
-    let outcome = match number {
-        uapi::FREEZE => with(bytes, |call: &mut uapi::Freeze| {
-            if call.reserved != 0 || call.flags & !uapi::FREEZE_STRICT_FILES != 0 {
-                return Err(Errno::INVALID);
-            }
-            prepare::freeze(fork, client.number, call)
-        }),
-        uapi::PREPARE => with(bytes, |call| calls::prepare(fork, client, call)),
-        uapi::UNPREPARE => with(bytes, |call: &mut uapi::SeedId| {
-            calls::unprepare(fork, call)
-        }),
-        uapi::LIST => with(bytes, |call| calls::list(fork, call)),
-        uapi::QUERY => with(bytes, |call| calls::query(fork, call)),
-        uapi::OPEN => with(bytes, |call| calls::open(fork, call)),
-        uapi::CONNECT => with(bytes, |call: &mut uapi::Machine| calls::connect(fork, call)),
-        uapi::DISCONNECT => with(bytes, |call: &mut uapi::Machine| {
-            calls::disconnect(fork, call)
-        }),
-        uapi::PING => with(bytes, |call| calls::ping(fork, call)),
-        uapi::STATS => with(bytes, |call| calls::stats(fork, call)),
-        _ => Err(Errno::NO_SUCH_CALL),
+    let outcome = match Call::of(number, bytes) {
+        Ok(Call::Freeze(call)) => prepare::freeze(fork, client.number, call),
+        Ok(Call::Prepare(call)) => calls::prepare(fork, client, call),
+        Ok(Call::Unprepare(call)) => calls::unprepare(fork, call),
+        Ok(Call::List(call)) => calls::list(fork, call),
+        Ok(Call::Query(call)) => calls::query(fork, call),
+        Ok(Call::Open(call)) => calls::open(fork, call),
+        Ok(Call::Connect(call)) => calls::connect(fork, call),
+        Ok(Call::Disconnect(call)) => calls::disconnect(fork, call),
+        Ok(Call::Ping(call)) => calls::ping(fork, call),
+        Ok(Call::Stats(call)) => calls::stats(fork, call),
+        Err(Refused::Invalid) => Err(Errno::INVALID),
+        Err(Refused::NoSuchCall) => Err(Errno::NO_SUCH_CALL),
     };
     match outcome {
         Ok(value) => value as isize,

@@ -8,6 +8,7 @@
 //! The state is one [`Fork`], from insmod to rmmod. While a file of the module is open, and while there are a seed or a child,
 //! rmmod is refused by the kernel, so that nothing here outlives it.
 
+pub mod arguments;
 pub mod calls;
 pub mod channel;
 pub mod clients;

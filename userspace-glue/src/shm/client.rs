@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::greeting::{self, Answer, Status};
 use super::name;
-use super::segment::{self, NotASegment, Ring};
+use super::segment::{self, NotASegment, Ring, Rings};
 use super::{ring_holds, words, Words, DATAGRAM_LEN};
 use crate::address::ShmName;
 use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerId, Waker};
@@ -98,6 +98,15 @@ impl ShmClient {
             NotASegment::Wrong => strange(),
             NotASegment::System(errno) => system(errno),
         })?;
+        Self::over(socket, rings, ring_lines)
+    }
+
+    /// A client that has been welcomed.
+    pub(super) fn over(
+        socket: OwnedFd,
+        rings: Rings,
+        ring_lines: usize,
+    ) -> Result<Self, FabricError> {
         Ok(Self {
             socket,
             waker: Waker::new()?,

@@ -17,12 +17,16 @@
 //! not noticed before the child's.
 
 mod client;
+#[cfg(feature = "fuzzing")]
+mod fuzzing;
 mod greeting;
 mod name;
 mod segment;
 mod server;
 
 pub use client::ShmClient;
+#[cfg(feature = "fuzzing")]
+pub use fuzzing::shm_ring;
 pub use name::runtime_dir;
 pub use server::{ShmServer, ShmServerConfig};
 

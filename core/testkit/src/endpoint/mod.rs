@@ -2,9 +2,11 @@
 
 mod client;
 mod server;
+mod stranger;
 
 pub use client::{ClientMemory, SimulatedClient};
 pub use server::{ServerMemory, SimulatedServer};
+pub use stranger::Stranger;
 
 use mitosis_core::rpc::client::{CallSlot, Client};
 use mitosis_core::rpc::server::Server;
