@@ -16,6 +16,7 @@
 //! | [`session`] | identities, proofs of membership, the bounded tables of sessions and slots | calls |
 //! | [`rpc`] | the two endpoints: handshake, windows of calls, segmentation, retransmission, at-most-once execution | queue pairs, threads, time |
 //! | [`descriptor`] | what a process is that is to be forked elsewhere, apart from its pages | pages, and putting any of it into effect |
+//! | [`uapi`] | what calls on `/dev/mitosis` hold, for the module and for user space | what the calls do |
 //! | [`sync`] | the lock-free structures, the only `unsafe` code here | anything that could live elsewhere |
 //! | [`histogram`] | latencies in constant memory | formatting of reports |
 //!
@@ -39,4 +40,5 @@ pub mod histogram;
 pub mod rpc;
 pub mod session;
 pub mod sync;
+pub mod uapi;
 pub mod wire;

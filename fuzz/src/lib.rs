@@ -11,6 +11,4 @@ pub mod module {
     pub mod arguments;
     #[path = "../../kmod-glue/src/fork/fuzzing.rs"]
     pub mod fuzzing;
-    #[path = "../../kmod-glue/src/fork/uapi.rs"]
-    pub mod uapi;
 }

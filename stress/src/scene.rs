@@ -6,7 +6,7 @@ use anyhow::{bail, ensure, Result};
 
 use crate::cluster::Host;
 use crate::klog::audit::{Finding, Kind};
-use crate::klog::watch::{Patience, Waited, Watch};
+use crate::klog::watch::{Patience, Task, Waited, Watch};
 use crate::progress::Progress;
 use crate::stage::Stage;
 
@@ -14,12 +14,12 @@ use crate::stage::Stage;
 pub const STEP: Duration = Duration::from_secs(30);
 
 /// Follows the logs of `hosts` while `body` lasts; whatever is found there fails, but error lines with `allowed`.
-pub fn watched(
+pub fn watched<T>(
     stage: &Stage<'_>,
     hosts: &[Host],
     allowed: Option<&str>,
-    body: impl FnOnce(&mut Watch<'_>) -> Result<()>,
-) -> Result<()> {
+    body: impl FnOnce(&mut Watch<'_>) -> Result<T>,
+) -> Result<T> {
     let quiet = Progress::silent();
     stage.watch(hosts, &quiet, |watch| {
         let outcome = body(watch);
@@ -42,16 +42,28 @@ pub fn run_to_end(
     timeout: Duration,
 ) -> Result<()> {
     let task = watch.spawn(host, script)?;
+    all_end(watch, &[task], script, timeout)
+}
+
+/// Likewise, on the first `hosts` hosts at the same time.
+pub fn run_everywhere(watch: &mut Watch<'_>, hosts: usize, script: &str) -> Result<()> {
+    let tasks: Vec<Task> = (0..hosts)
+        .map(|host| watch.spawn(host, script))
+        .collect::<Result<_>>()?;
+    all_end(watch, &tasks, script, STEP)
+}
+
+fn all_end(watch: &mut Watch<'_>, tasks: &[Task], script: &str, timeout: Duration) -> Result<()> {
     watch.wait(timeout, Patience::Stubborn, |watch| {
-        watch.ended(task).is_some()
+        tasks.iter().all(|&task| watch.ended(task).is_some())
     })?;
-    match watch.ended(task) {
-        None => bail!("`{script}` did not end within {} s", timeout.as_secs()),
-        Some(ended) => {
-            ensure!(ended.success, "`{script}` failed: {}", ended.complaint);
-            Ok(())
+    for &task in tasks {
+        match watch.ended(task) {
+            None => bail!("`{script}` did not end within {} s", timeout.as_secs()),
+            Some(ended) => ensure!(ended.success, "`{script}` failed: {}", ended.complaint),
         }
     }
+    Ok(())
 }
 
 /// Waits until a host says `text`.

@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::uapi::{self, FREEZE_STRICT_FILES, OPEN_EAGER, OPEN_PRIVATE};
+use mitosis_core::uapi::{self, FREEZE_STRICT_FILES, OPEN_EAGER, OPEN_PRIVATE};
 
 /// A call and its argument, which is what the caller is given back.
 #[allow(missing_docs)]

@@ -9,12 +9,12 @@ use super::clients::Client;
 use super::ffi;
 use super::image::{Image, PageError};
 use super::seed::Seed;
-use super::uapi::{self, OPEN_EAGER, OPEN_PRIVATE};
 use super::Fork;
 use crate::devices::Gid;
 use crate::errno::Errno;
 use crate::lock::Shared;
 use crate::thread::now_ns;
+use mitosis_core::uapi::{self, OPEN_EAGER, OPEN_PRIVATE};
 
 /// How long a parent waits for its child to freeze, unless the child ends before.
 const FREEZE_TIMEOUT_NS: u64 = 60_000_000_000;

@@ -24,8 +24,6 @@ pub mod prepare;
 pub mod resume;
 pub mod seed;
 pub mod service;
-#[allow(missing_docs)]
-pub mod uapi;
 
 use core::sync::atomic::{AtomicPtr, Ordering};
 

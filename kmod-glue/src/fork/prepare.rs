@@ -10,12 +10,12 @@ use mitosis_core::descriptor::{
 use super::ffi::{self, vma_flag};
 use super::memory::Memory;
 use super::seed::{Name, Seed};
-use super::uapi::{self, refused};
 use super::Fork;
 use crate::errno::Errno;
 use crate::lock::Shared;
 use crate::memory::Table;
 use crate::thread::{now_ns, random};
+use mitosis_core::uapi::{self, refused};
 
 /// First try for a descriptor's length: a small program's fits.
 const FIRST_LEN: usize = 16 << 10;

@@ -3,13 +3,13 @@
 //! Traffic control works on what a machine sends, so it is set up on all of them: both directions of a call suffer. It begins
 //! when the clients are at work.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{Faults, Row, SERVER};
-use crate::scene::{run_to_end, watched, STEP};
+use crate::scene::{run_everywhere, watched};
 
 /// The run that the others are compared with.
 pub(super) const CLEAN: &str = "no fault";
@@ -45,8 +45,10 @@ pub(super) const SCENARIOS: &[(&str, Spoilt)] = &[
 /// Ends it, or does nothing.
 pub(super) const END: &str = "tc qdisc del dev eth0 root 2>/dev/null || true";
 
-/// What clients run longer, as the fault begins after their first interval.
+/// What clients run longer, as the fault begins after their first interval; twice as long where that is not enough, up to
+/// the second.
 const UNTIL_AT_WORK_SECS: u64 = 3;
+const MOST_UNTIL_AT_WORK_SECS: u64 = 48;
 /// RoCE version 2's UDP port.
 const ROCE_PORT: u16 = 4791;
 
@@ -141,8 +143,27 @@ impl Faults<'_> {
     /// The clients run for as long as they are told after the fault has begun, which is when all are at work; it lasts
     /// until they are done.
     fn play(&self, row: &mut Row, spoilt: Option<&Spoilt>) -> Result<()> {
+        let mut until_at_work = UNTIL_AT_WORK_SECS;
+        while !self.play_once(row, spoilt, until_at_work)? {
+            until_at_work *= 2;
+            ensure!(
+                until_at_work <= MOST_UNTIL_AT_WORK_SECS,
+                "this machine is too slow: the clients' time was over before the fault could begin"
+            );
+            self.restore()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the fault began in time.
+    fn play_once(
+        &self,
+        row: &mut Row,
+        spoilt: Option<&Spoilt>,
+        until_at_work: u64,
+    ) -> Result<bool> {
         let told = self.setting.parameters.get("client_running_secs");
-        let secs = told.copied().unwrap_or_default() + UNTIL_AT_WORK_SECS;
+        let secs = told.copied().unwrap_or_default() + until_at_work;
         if let Some(spoilt) = spoilt {
             for host in self.stage.hosts() {
                 host.run(&spoilt.prepare(), self.limit())?;
@@ -150,16 +171,18 @@ impl Faults<'_> {
         }
         watched(self.stage, self.stage.hosts(), None, |watch| {
             self.load_server(watch)?;
+            let loaded = Instant::now();
             for host in self.clients() {
                 self.load(watch, host, &[("client_running_secs", secs)])?;
             }
             self.await_work(watch, self.clients(), 1)?;
             if let Some(spoilt) = spoilt {
-                for host in 0..self.stage.hosts().len() {
-                    run_to_end(watch, host, &spoilt.begin(), STEP)?;
-                }
+                run_everywhere(watch, self.stage.hosts().len(), &spoilt.begin())?;
             }
             let begun = Instant::now();
+            if begun.duration_since(loaded) > Duration::from_secs(until_at_work) {
+                return Ok(false);
+            }
             self.await_end(watch, self.clients(), secs)?;
             if spoilt.is_some() {
                 row.network = Some(self.passage()?);
@@ -197,7 +220,7 @@ impl Faults<'_> {
                     "netem lost nothing: the fault did not take place"
                 );
             }
-            Ok(())
+            Ok(true)
         })
     }
 

@@ -54,6 +54,8 @@ pub(super) struct FloodFigures {
     pub(super) before_per_s: f64,
     pub(super) during_per_s: f64,
     pub(super) after_per_s: f64,
+    /// With a server that was loaded anew, where it was slower after the flood than before.
+    pub(super) fresh_per_s: Option<f64>,
     /// What the server's kernel log got meanwhile.
     pub(super) server_lines: usize,
 }
@@ -183,6 +185,9 @@ impl fmt::Display for Row {
                 flood.after_per_s,
                 flood.server_lines
             )?;
+            if let Some(fresh_per_s) = flood.fresh_per_s {
+                write!(f, ", with a server loaded anew {fresh_per_s}")?;
+            }
         }
         for line in &self.told {
             write!(f, "\n       {line}")?;

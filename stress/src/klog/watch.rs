@@ -36,8 +36,9 @@ const LIFELINE: [&str; 2] = [
 /// How often a wait looks at the interrupt.
 const TICK: Duration = Duration::from_millis(50);
 
-/// How long a process may take to end once it is told to.
-const PARTING: Duration = Duration::from_secs(2);
+/// How long a process may take to end once it is told to: a dozen emulated machines that end theirs at once are slow, and a
+/// session that is killed instead may take the next one on its connection with it.
+const PARTING: Duration = Duration::from_secs(20);
 
 /// Names a command that [`Watch::spawn`] started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,6 +28,17 @@ pub enum Verdict {
     Fail,
 }
 
+impl Verdict {
+    /// What these findings make it.
+    pub fn of(findings: &[Finding]) -> Self {
+        if findings.is_empty() {
+            Self::Pass
+        } else {
+            Self::Fail
+        }
+    }
+}
+
 /// The outcome of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -199,11 +210,7 @@ impl Report {
 
     /// Whether there are no findings.
     pub fn verdict(&self) -> Verdict {
-        if self.findings.is_empty() {
-            Verdict::Pass
-        } else {
-            Verdict::Fail
-        }
+        Verdict::of(&self.findings)
     }
 
     /// Whether the user stopped it.

@@ -10,7 +10,8 @@ use std::ptr;
 use mitosis_core::descriptor::Capability;
 
 use crate::device::Device;
-use crate::error::{Error, Gid};
+use crate::error::Error;
+use crate::gid;
 use crate::image::{Image, OpenOptions};
 use crate::seed::{self, PrepareOptions, Prepared};
 use crate::uapi::{self, Machine, SeedId, SeedInfo, Stats};
@@ -356,7 +357,7 @@ pub unsafe extern "C" fn mitosis_stats(stats: *mut Stats) -> c_int {
 pub unsafe extern "C" fn mitosis_gid(text: *const c_char, gid: *mut [u8; 16]) -> c_int {
     // SAFETY: by this function's contract.
     let text = unsafe { CStr::from_ptr(text) };
-    match text.to_str().ok().and_then(Machine::gid_of) {
+    match text.to_str().ok().and_then(gid::parse) {
         Some(found) => {
             // SAFETY: by this function's contract.
             unsafe { gid.write(found) };
@@ -377,40 +378,9 @@ pub extern "C" fn mitosis_error() -> *const c_char {
     })
 }
 
-impl Machine {
-    /// The GID that a text names: an IPv6 address, as eight groups or shortened, or an IPv4 address,
-    /// of which the GID of RoCE is the mapped one.
-    pub fn gid_of(text: &str) -> Option<[u8; 16]> {
-        match text.parse().ok()? {
-            std::net::IpAddr::V6(address) => Some(address.octets()),
-            std::net::IpAddr::V4(address) => Some(address.to_ipv6_mapped().octets()),
-        }
-    }
-
-    /// Its GID as people write it.
-    pub fn gid_text(&self) -> String {
-        Gid(&self.gid).to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn gids() {
-        let long = "fe80:0000:0000:0000:ec0d:9a03:00ca:2f4c";
-        let gid = Machine::gid_of(long).unwrap();
-        assert_eq!(Machine::gid_of("fe80::ec0d:9a03:ca:2f4c"), Some(gid));
-        let machine = Machine {
-            gid,
-            ..Machine::default()
-        };
-        assert_eq!(machine.gid_text(), long);
-        let mapped = Machine::gid_of("10.0.0.1").unwrap();
-        assert_eq!(mapped[10..], [0xff, 0xff, 10, 0, 0, 1]);
-        assert_eq!(Machine::gid_of("val01"), None);
-    }
 
     #[test]
     fn a_failed_call_leaves_its_reason() {

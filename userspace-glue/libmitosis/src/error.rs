@@ -5,6 +5,7 @@ use std::fmt;
 
 use mitosis_core::descriptor::DescriptorError;
 
+use crate::gid::Gid;
 use crate::uapi::{Machine, SeedId};
 
 /// What a process has that cannot be carried: `MITOSIS_REFUSED_*`.
@@ -274,19 +275,6 @@ impl fmt::Display for Reason {
             Ok(text) if failed == 0 => write!(f, "{}", text.to_string_lossy()),
             _ => write!(f, "error {}", self.0),
         }
-    }
-}
-
-/// A GID as people write it.
-pub(crate) struct Gid<'g>(pub(crate) &'g [u8; 16]);
-
-impl fmt::Display for Gid<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, pair) in self.0.chunks(2).enumerate() {
-            let colon = if index == 0 { "" } else { ":" };
-            write!(f, "{colon}{:02x}{:02x}", pair[0], pair[1])?;
-        }
-        Ok(())
     }
 }
 

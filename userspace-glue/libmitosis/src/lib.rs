@@ -23,16 +23,17 @@ pub mod c;
 pub mod cpu;
 pub mod device;
 mod error;
+pub mod gid;
 pub mod image;
 pub mod resume;
 pub mod seed;
 mod system;
-pub mod uapi;
 
 pub use device::{Device, SeedInfo};
 pub use error::{Error, Kernels, Refusal};
 pub use image::{Image, OpenOptions};
 pub use mitosis_core::descriptor::{Capability, SeedId};
+pub use mitosis_core::uapi;
 pub use resume::Resumption;
 pub use seed::{freeze, prepare, Child, PrepareOptions, Prepared, Seed};
 pub use uapi::{Machine, Stats};

@@ -252,7 +252,7 @@ unsafe fn freeze_call(fd: RawFd, call: &Freeze) -> (i64, u64) {
             in("r12") &raw mut control,
             inlateout("rax") libc::SYS_ioctl => returned,
             in("rdi") fd,
-            in("rsi") uapi::FREEZE,
+            in("rsi") u64::from(uapi::FREEZE),
             inlateout("rdx") std::ptr::from_ref(call) => child,
             clobber_abi("sysv64"),
         );

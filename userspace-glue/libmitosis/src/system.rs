@@ -27,10 +27,10 @@ pub(crate) fn checked(what: &'static str, returned: i64) -> Result<i64, Error> {
 ///
 /// # Safety
 /// `T` is what `command` takes.
-pub(crate) unsafe fn ioctl<T>(fd: RawFd, command: u64, argument: &mut T) -> Result<i32, i32> {
+pub(crate) unsafe fn ioctl<T>(fd: RawFd, command: u32, argument: &mut T) -> Result<i32, i32> {
     let argument: *mut c_void = std::ptr::from_mut(argument).cast();
     // SAFETY: the structure is valid during the call, and the right one by this function's contract.
-    let returned = unsafe { libc::ioctl(fd, command as libc::Ioctl, argument) };
+    let returned = unsafe { libc::ioctl(fd, command.into(), argument) };
     if returned < 0 {
         Err(errno())
     } else {

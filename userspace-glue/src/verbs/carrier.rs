@@ -13,7 +13,7 @@ use super::device::{self, Happened, Port, PortChoice};
 use super::endpoint::{Arrived, Destination, Endpoint};
 use super::failure::failed;
 use super::finder::Finder;
-use super::listen::{server_qkey, Answer, Listener};
+use super::listen::{server_qkey, Answer, Listener, Removal};
 use super::memory::ProtectionDomain;
 use super::peers::{Peers, Source};
 use super::resolve::{gone, resolve};
@@ -76,7 +76,7 @@ pub struct Verbs {
 
 enum Role {
     Server { listener: Listener, finder: Finder },
-    Client { server: Source },
+    Client { server: Source, removal: Removal },
 }
 
 impl Verbs {
@@ -136,10 +136,11 @@ impl Verbs {
         );
         peers.retain(SERVER);
         let gid = route.port.gids().next().map_or([0; 16], |(_, gid)| gid);
+        let removal = Removal::of(&route.port)?;
         Ok(Self {
             endpoint,
             peers,
-            role: Role::Client { server },
+            role: Role::Client { server, removal },
             lent: None,
             waker: Waker::new()?,
             port: route.port,
@@ -203,6 +204,7 @@ impl Verbs {
         }
         match &self.role {
             Role::Server { listener, .. } => listener.failure().map_or(Ok(()), Err),
+            Role::Client { removal, .. } if removal.has_come()? => Err(gone(&self.port)),
             Role::Client { .. } => Ok(()),
         }
     }
@@ -217,7 +219,7 @@ impl Verbs {
                 return Ok(None);
             }
         };
-        if let Role::Client { server } = &self.role {
+        if let Role::Client { server, .. } = &self.role {
             if source == *server {
                 return Ok(Some((SERVER, arrived)));
             }
@@ -354,23 +356,29 @@ impl Fabric for Verbs {
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let context = self.port.context();
+        // A server's listener has a thread that waits for it, and wakes this one.
+        let removed = match &self.role {
+            Role::Client { removal, .. } => removal.fd(),
+            Role::Server { .. } => self.waker.as_fd(),
+        };
         let mut fds = [
             PollFd::from_borrowed_fd(self.endpoint.channel().fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(self.waker.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(context.events(), PollFlags::IN),
+            PollFd::from_borrowed_fd(removed, PollFlags::IN),
         ];
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(failed("poll", error.into())),
         }
-        let [arrived, woken, happened] = fds.map(|fd| !fd.revents().is_empty());
+        let [arrived, woken, happened, removed] = fds.map(|fd| !fd.revents().is_empty());
         if arrived {
             self.endpoint.clear_signals();
         }
         if woken {
             self.waker.clear();
         }
-        if woken || happened {
+        if woken || happened || removed {
             self.check()?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The server's side of resolution: which queue pair those are told who ask for a service (wire.md §10).
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -154,6 +155,38 @@ pub(super) fn watch(channel: &Arc<EventChannel>, port: &Port) -> Option<Id> {
         let (name, number) = id.device()?;
         port.is(&name, number).then_some(id)
     })
+}
+
+/// Hears of the removal of a port's device, which not every device's own events tell processes.
+pub(super) struct Removal {
+    channel: Arc<EventChannel>,
+    /// `None` where it cannot be had.
+    watch: Option<Id>,
+}
+
+impl Removal {
+    /// From now on.
+    pub(super) fn of(port: &Port) -> Result<Self, FabricError> {
+        let channel = EventChannel::new()?;
+        let watch = watch(&channel, port);
+        Ok(Self { channel, watch })
+    }
+
+    /// Readable once there is something to ask about.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.channel.fd()
+    }
+
+    /// Whether it has been removed.
+    pub(super) fn has_come(&self) -> Result<bool, FabricError> {
+        while let Some(event) = self.channel.next()? {
+            let about_it = self.watch.as_ref().is_some_and(|id| event.is_about(id));
+            if about_it && event.kind == kind::RDMA_CM_EVENT_DEVICE_REMOVAL {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 fn serve(

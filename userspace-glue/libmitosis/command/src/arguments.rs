@@ -100,7 +100,7 @@ impl MachineName {
 }
 
 fn gid(text: &str) -> Result<[u8; 16], String> {
-    Machine::gid_of(text).ok_or_else(|| {
+    mitosis_fork::gid::parse(text).ok_or_else(|| {
         "neither a GID (fe80:0000:0000:0000:ec0d:9a03:00ca:2f4c) nor an IP address".into()
     })
 }

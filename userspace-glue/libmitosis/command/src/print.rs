@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use mitosis_fork::gid::Gid;
 use mitosis_fork::{Machine, SeedInfo, Stats};
 use serde_json::{json, Value};
 
@@ -59,7 +60,7 @@ impl Output {
 
     /// How long a machine took to answer.
     pub fn ping(&self, machine: &Machine, rtt_ns: u64) -> io::Result<()> {
-        let gid = machine.gid_text();
+        let gid = Gid(&machine.gid).to_string();
         self.put(
             &json!({ "gid": gid, "service": machine.service, "rtt_ns": rtt_ns }),
             &format!("{gid} answered in {} µs", micros(rtt_ns)),

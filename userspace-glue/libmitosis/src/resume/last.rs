@@ -67,7 +67,7 @@ pub(super) unsafe fn resume(image: RawFd, child: u64, gs_base: u64) -> i32 {
             "syscall",
             inlateout("rax") returned,
             in("rdi") image,
-            in("rsi") uapi::RESUME,
+            in("rsi") u64::from(uapi::RESUME),
             in("rdx") &raw const call,
             lateout("rcx") _,
             lateout("r11") _,

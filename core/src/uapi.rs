@@ -1,4 +1,5 @@
-//! `uapi/mitosis.h`, field by field: what a call's argument holds.
+//! What calls on `/dev/mitosis` hold: `kmod-glue/uapi/mitosis.h`, field by field, which says what the fields mean. The
+//! module reads them, and libmitosis writes them.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -22,6 +23,8 @@ pub const LIST: u32 = command::<List>(READ | WRITE, 4);
 pub const QUERY: u32 = command::<SeedInfo>(READ | WRITE, 5);
 /// `MITOSIS_OPEN`
 pub const OPEN: u32 = command::<Open>(READ | WRITE, 6);
+/// `MITOSIS_RESUME`
+pub const RESUME: u32 = command::<Resume>(WRITE, 7);
 /// `MITOSIS_CONNECT`
 pub const CONNECT: u32 = command::<Machine>(WRITE, 8);
 /// `MITOSIS_DISCONNECT`
@@ -39,6 +42,7 @@ pub const OPEN_EAGER: u32 = 1;
 pub const OPEN_PRIVATE: u32 = 2;
 
 /// `MITOSIS_REFUSED_*`
+#[allow(missing_docs)]
 pub mod refused {
     pub const SHARED_MEMORY: u32 = 1;
     pub const DEVICE_MEMORY: u32 = 2;
@@ -51,26 +55,29 @@ pub mod refused {
 }
 
 macro_rules! structures {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* })*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $len:literal { $($field:ident: $type:ty,)* })*) => {$(
         $(#[$doc])*
         #[repr(C)]
-        #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
         #[allow(missing_docs)]
         pub struct $name {
             $(pub $field: $type,)*
         }
+
+        const _: () = assert!(size_of::<$name>() == $len);
     )*};
 }
 
 structures! {
     /// `struct mitosis_seed_id`
-    SeedId { id: u32, generation: u32, }
-    /// `struct mitosis_machine`
-    Machine { gid: [u8; 16], service: u32, reserved: u32, }
+    SeedId: 8 { id: u32, generation: u32, }
+    /// `struct mitosis_machine`: a machine's RDMA port, by its GID, and where the module listens
+    /// there.
+    Machine: 24 { gid: [u8; 16], service: u32, reserved: u32, }
     /// `struct mitosis_freeze`
-    Freeze { token: u64, flags: u32, reserved: u32, }
+    Freeze: 16 { token: u64, flags: u32, reserved: u32, }
     /// `struct mitosis_prepare`
-    Prepare {
+    Prepare: 80 {
         token: u64,
         pid: i32,
         flags: u32,
@@ -85,7 +92,7 @@ structures! {
         refused_at: u64,
     }
     /// `struct mitosis_seed_info`
-    SeedInfo {
+    SeedInfo: 72 {
         seed: SeedId,
         pid: i32,
         uid: u32,
@@ -99,9 +106,9 @@ structures! {
         comm: [u8; 16],
     }
     /// `struct mitosis_list`
-    List { seeds: u64, capacity: u32, count: u32, }
+    List: 16 { seeds: u64, capacity: u32, count: u32, }
     /// `struct mitosis_open`
-    Open {
+    Open: 72 {
         machine: Machine,
         seed: SeedId,
         capability: [u8; 16],
@@ -111,10 +118,12 @@ structures! {
         flags: u32,
         prefetch: u32,
     }
+    /// `struct mitosis_resume`
+    Resume: 16 { child: u64, flags: u32, reserved: u32, }
     /// `struct mitosis_ping`
-    Ping { machine: Machine, rtt_ns: u64, }
+    Ping: 32 { machine: Machine, rtt_ns: u64, }
     /// `struct mitosis_stats`
-    Stats {
+    Stats: 160 {
         seeds: u64,
         prepared: u64,
         unprepared: u64,
@@ -135,7 +144,23 @@ structures! {
     }
 }
 
-const _: () = assert!(size_of::<Prepare>() == 80);
-const _: () = assert!(size_of::<SeedInfo>() == 72);
-const _: () = assert!(size_of::<Open>() == 72);
-const _: () = assert!(size_of::<Stats>() == 160);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a C compiler computes them from the header.
+    #[test]
+    fn commands_are_those_of_the_header() {
+        assert_eq!(FREEZE, 0x4010_b501);
+        assert_eq!(PREPARE, 0xc050_b502);
+        assert_eq!(UNPREPARE, 0x4008_b503);
+        assert_eq!(LIST, 0xc010_b504);
+        assert_eq!(QUERY, 0xc048_b505);
+        assert_eq!(OPEN, 0xc048_b506);
+        assert_eq!(RESUME, 0x4010_b507);
+        assert_eq!(CONNECT, 0x4018_b508);
+        assert_eq!(DISCONNECT, 0x4018_b509);
+        assert_eq!(PING, 0xc020_b50a);
+        assert_eq!(STATS, 0x80a0_b50b);
+    }
+}

@@ -1,7 +1,10 @@
 //! `make interop`: processes and kernel modules call each other, on one cluster, with a checksum in every message; and
 //! processes read each other's memory.
 //!
-//! Each scenario is a run of a template (`templates-run/interop-*.toml`), with its findings.
+//! Each scenario is a run of a template (`templates-run/interop-*.toml`), with its findings. After them come the
+//! [`refusals`].
+
+mod refusals;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,7 +15,7 @@ use serde::Serialize;
 
 use crate::klog::audit::Finding;
 use crate::parameters;
-use crate::report::{ClusterInfo, Figures, Report, Verdict};
+use crate::report::{ClusterInfo, Figures, Report, Requests, Verdict};
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting, Stage};
 use crate::template::{RunPass, Template};
@@ -146,7 +149,34 @@ fn perform(
         cluster = report.cluster.clone();
         rows.push(Row::of(scenario.name, report));
     }
+    if stage.accel().is_some() {
+        rows.extend(refused(stage, arguments, setting)?);
+    }
     Ok((cluster, rows))
+}
+
+/// On virtual machines only: devices and rights are taken away.
+fn refused(stage: &Stage<'_>, arguments: &Arguments, setting: &Setting) -> Result<Vec<Row>> {
+    let only = arguments.only.as_deref();
+    let mut rows = Vec::new();
+    refusals::prepare(stage, setting)?;
+    for refusal in refusals::REFUSALS {
+        if only.is_some_and(|words| !refusal.name.contains(words)) {
+            continue;
+        }
+        setting.progress.line(&format!("# {}", refusal.name));
+        let began = Instant::now();
+        let findings = refusals::findings(stage, refusal)?;
+        stage.interrupt().check()?;
+        rows.push(Row {
+            name: refusal.name,
+            verdict: Verdict::of(&findings),
+            seconds: began.elapsed().as_secs_f64(),
+            figures: Figures::Requests(Requests::default()),
+            findings,
+        });
+    }
+    Ok(rows)
 }
 
 impl Row {
