@@ -207,6 +207,11 @@ impl Stage<'_> {
         self.cluster.borrow_mut().wire(name)
     }
 
+    /// Takes the wire between one virtual machine and all others that are cut off away, or puts it back. ssh goes on.
+    pub fn cut_off(&self, name: &str, cut: bool) -> Result<()> {
+        self.cluster.borrow_mut().cut_off(name, cut)
+    }
+
     /// The virtual machines that do not run.
     pub fn absent(&self) -> Vec<String> {
         self.cluster.borrow_mut().absent()
