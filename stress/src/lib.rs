@@ -31,6 +31,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod faults;
+pub mod forks;
 pub mod here;
 pub mod interop;
 pub mod interrupt;
