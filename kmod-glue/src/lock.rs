@@ -43,7 +43,8 @@ impl<T> Mutex<T> {
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         // SAFETY: as in `lock`.
         let taken = unsafe { ffi::mitosis_mutex_try_lock(self.mutex.as_ptr()) };
-        taken.then_some(Guard { of: self })
+        // Made only where the mutex was taken: a guard that is dropped releases it, whoever holds it.
+        taken.then(|| Guard { of: self })
     }
 }
 

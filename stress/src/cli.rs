@@ -14,7 +14,7 @@ use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
 use crate::template::counts;
-use crate::{bench, build, check, faults, here, interop};
+use crate::{bench, build, check, faults, forks, here, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -36,10 +36,14 @@ enum Subject {
     RunHere(here::Arguments),
     /// Compare the empty RPC's round trip with perftest's, on one pair of machines in one run.
     BenchRpc(bench::Arguments),
+    /// Compare remote fork with fork() and perftest, on one pair of machines in one run.
+    BenchFork(forks::bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
     Check(check::Arguments),
     /// Spoil the network, end modules and machines, flood the server while clients call it, and be refused by it.
     Faults(faults::Arguments),
+    /// Take away what children of remote forks need, ask for what is not to be had, and fork again.
+    ForkFaults(forks::faults::Arguments),
     /// Let processes and kernel modules call each other, and processes read each other's memory.
     Interop(interop::Arguments),
 }
@@ -64,8 +68,10 @@ pub fn main() -> ExitCode {
         Subject::Run(arguments) => run(&arguments),
         Subject::RunHere(arguments) => here::main(&arguments),
         Subject::BenchRpc(arguments) => bench::main(&arguments),
+        Subject::BenchFork(arguments) => forks::bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
         Subject::Faults(arguments) => faults::main(&arguments),
+        Subject::ForkFaults(arguments) => forks::faults::main(&arguments),
         Subject::Interop(arguments) => interop::main(&arguments),
     };
     match result {

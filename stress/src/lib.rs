@@ -15,7 +15,8 @@
 //!
 //! [`stage`] sets a cluster up for this and for the other programs: [`bench`] compares with perftest, [`check`] loads,
 //! unloads and misuses the modules, [`faults`] spoils the network and ends machines under them, [`interop`] lets processes
-//! and modules call each other. [`scene`] has what check and faults do by hand. [`lean`] is a program of its own, which the
+//! and modules call each other. [`scene`] has what check and faults do by
+//! hand, [`scenario`] what each of theirs leaves behind. [`lean`] is a program of its own, which the
 //! runner starts on the hosts.
 //!
 //! [`here`] runs a template's programs as processes of this machine, without a cluster.
@@ -30,6 +31,7 @@ pub mod check;
 pub mod cli;
 pub mod cluster;
 pub mod faults;
+pub mod forks;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod here;
@@ -44,6 +46,7 @@ pub mod progress;
 pub mod refusal;
 pub mod report;
 pub mod run;
+pub mod scenario;
 pub mod scene;
 pub mod settings;
 pub mod stage;

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::build;
+use crate::cluster::shell::Limit;
 use crate::cluster::vm::{self, Accel, Wire};
 use crate::cluster::{Cluster, Host};
 use crate::interrupt::Interrupt;
 use crate::klog::watch::Watch;
 use crate::parameters;
 use crate::progress::Progress;
-use crate::report::Report;
-use crate::run::{self, Deadlines, Plan};
+use crate::report::{ClusterInfo, HostInfo, Report};
+use crate::run::{self, Deadlines, Inspected, Plan};
+use crate::scene::STEP;
 use crate::settings::{Assignments, Machines, Settings};
 use crate::template::{RunPass, Template};
 
@@ -140,6 +142,46 @@ impl Stage<'_> {
         &self.hosts
     }
 
+    /// What the machines are, and the same as `result.json` has it.
+    pub fn inspect(&self) -> Result<(Vec<Inspected>, ClusterInfo)> {
+        let hosts = self.hosts.iter();
+        let inspected: Vec<Inspected> = hosts
+            .map(|host| run::inspect(host, STEP, &self.interrupt))
+            .collect::<Result<_>>()?;
+        let info = |(host, inspected): (&Host, &Inspected)| HostInfo {
+            name: host.name.clone(),
+            role: host.role,
+            kernel: Some(inspected.kernel.clone()),
+            device: inspected.ports.first().map(|port| port.device.clone()),
+            mtu: inspected.ports.first().and_then(|port| port.mtu),
+        };
+        let cluster = self.cluster.borrow();
+        let kind = if cluster.is_virtual() {
+            "virtual"
+        } else {
+            "real"
+        };
+        let info = ClusterInfo {
+            kind: kind.into(),
+            accel: cluster.accel(),
+            hosts: self.hosts.iter().zip(&inspected).map(info).collect(),
+        };
+        Ok((inspected, info))
+    }
+
+    /// Queue pairs, completion queues, protection domains and the rest on all machines.
+    pub fn resources(&self) -> Result<String> {
+        let limit = Limit {
+            timeout: STEP,
+            interrupt: Some(&self.interrupt),
+        };
+        let hosts = self.hosts.iter();
+        let counts: Result<Vec<String>> = hosts
+            .map(|host| Ok(host.run("rdma resource", limit)?.trim().to_string()))
+            .collect();
+        Ok(counts?.join("; "))
+    }
+
     /// Whether the user asked to stop.
     pub fn interrupt(&self) -> &Interrupt {
         &self.interrupt
@@ -163,6 +205,11 @@ impl Stage<'_> {
     /// What goes to one virtual machine and comes from it.
     pub fn wire(&self, name: &str) -> Result<Wire> {
         self.cluster.borrow_mut().wire(name)
+    }
+
+    /// Takes the wire between one virtual machine and all others that are cut off away, or puts it back. ssh goes on.
+    pub fn cut_off(&self, name: &str, cut: bool) -> Result<()> {
+        self.cluster.borrow_mut().cut_off(name, cut)
     }
 
     /// The virtual machines that do not run.

@@ -5,7 +5,7 @@
 //! half round trips are doubled, beside one thread that calls; `ib_send_bw -c UD`, messages one way, beside the threads of
 //! the peak. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
 
-mod perftest;
+pub(crate) mod perftest;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -53,9 +53,25 @@ impl Pair<'_> {
         Ok(millions * 1_000_000.0)
     }
 
+    /// What `ib_read_lat` calls typical for a READ of `len` bytes, there and back, in µs.
+    pub fn read_us(&self, len: u32) -> Result<f64> {
+        let printed = self.run_over("ib_read_lat", "RC", len, 1_000)?;
+        column(&printed, 4).with_context(|| format!("ib_read_lat printed no latency:\n{printed}"))
+    }
+
+    /// The average bandwidth of `ib_read_bw` with READs of `len` bytes, in MiB/s.
+    pub fn read_mib_per_s(&self, len: u32) -> Result<f64> {
+        let printed = self.run_over("ib_read_bw", "RC", len, 1_000)?;
+        column(&printed, 3).with_context(|| format!("ib_read_bw printed no bandwidth:\n{printed}"))
+    }
+
     fn run(&self, program: &str, len: u32, iterations: u32) -> Result<String> {
-        let [server, client] = self.hosts;
         let kind = if len > MAX_DATAGRAM { "RC" } else { "UD" };
+        self.run_over(program, kind, len, iterations)
+    }
+
+    fn run_over(&self, program: &str, kind: &str, len: u32, iterations: u32) -> Result<String> {
+        let [server, client] = self.hosts;
         let command = |inspected: &Inspected| -> Result<String> {
             let port = inspected
                 .ports

@@ -164,6 +164,11 @@ impl Cluster {
         self.virtual_machines()?.wire(name)
     }
 
+    /// Takes a virtual machine's wire to all others that are cut off away, or puts it back.
+    pub fn cut_off(&mut self, name: &str, cut: bool) -> Result<()> {
+        self.virtual_machines()?.cut_off(name, cut)
+    }
+
     fn virtual_machines(&mut self) -> Result<&mut VmCluster> {
         self.machines
             .as_mut()

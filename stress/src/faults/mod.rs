@@ -12,12 +12,10 @@ mod restarts;
 mod row;
 mod strangers;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use serde::Serialize;
 
 use self::row::Row;
 use crate::cluster::shell::{quote, Limit};
@@ -25,8 +23,9 @@ use crate::cluster::{Host, Role};
 use crate::klog::watch::Watch;
 use crate::modules::Module;
 use crate::refusal::Refusal;
-use crate::report::{ClusterInfo, HostInfo, Verdict};
-use crate::run::{self, inspect, parent_gid, Inspected};
+use crate::report::{ClusterInfo, Verdict};
+use crate::run::{self, parent_gid};
+use crate::scenario;
 use crate::scene::{await_that, run_to_end, STEP};
 use crate::settings::Machines;
 use crate::stage::{self, Setting, Stage};
@@ -66,18 +65,6 @@ pub struct Arguments {
     out: PathBuf,
 }
 
-/// `out/faults/result.json`.
-#[derive(Serialize)]
-struct Document<'a> {
-    schema: &'static str,
-    target: &'static str,
-    verdict: Verdict,
-    cluster: &'a ClusterInfo,
-    parameters: &'a BTreeMap<String, u64>,
-    seconds: f64,
-    scenarios: &'a [Row],
-}
-
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let started = Instant::now();
@@ -112,40 +99,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         faults.all(arguments)?;
         Ok((faults.cluster, faults.rows))
     })?;
-    conclude(&setting, &cluster, started, &rows)
-}
-
-fn conclude(
-    setting: &Setting,
-    cluster: &ClusterInfo,
-    started: Instant,
-    rows: &[Row],
-) -> Result<Verdict> {
-    let failed = rows
-        .iter()
-        .filter(|row| row.verdict == Verdict::Fail)
-        .count();
-    let verdict = if failed == 0 && !rows.is_empty() {
-        Verdict::Pass
-    } else {
-        Verdict::Fail
-    };
-    println!("{} passed, {failed} failed", rows.len() - failed);
-    let document = Document {
-        schema: "mitosis-faults/1",
-        target: TARGET,
-        verdict,
-        cluster,
-        parameters: &setting.parameters,
-        seconds: started.elapsed().as_secs_f64().round(),
-        scenarios: rows,
-    };
-    let path = setting.directory().join("result.json");
-    let json = serde_json::to_string_pretty(&document).context("cannot write JSON")?;
-    std::fs::write(&path, json + "\n")
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    Ok(verdict)
+    scenario::conclude("mitosis-faults/1", &setting, &cluster, started, &rows)
 }
 
 struct Faults<'a> {
@@ -165,17 +119,7 @@ struct Faults<'a> {
 
 impl<'a> Faults<'a> {
     fn new(stage: &'a Stage<'a>, setting: &'a Setting) -> Result<Self> {
-        let hosts = stage.hosts().iter();
-        let inspected: Vec<Inspected> = hosts
-            .map(|host| inspect(host, STEP, stage.interrupt()))
-            .collect::<Result<_>>()?;
-        let info = |(host, inspected): (&Host, &Inspected)| HostInfo {
-            name: host.name.clone(),
-            role: host.role,
-            kernel: Some(inspected.kernel.clone()),
-            device: inspected.ports.first().map(|port| port.device.clone()),
-            mtu: inspected.ports.first().and_then(|port| port.mtu),
-        };
+        let (inspected, cluster) = stage.inspect()?;
         let mut faults = Self {
             stage,
             setting,
@@ -183,17 +127,13 @@ impl<'a> Faults<'a> {
             release: inspected[SERVER].kernel.clone(),
             resources: String::new(),
             clean_per_s: None,
-            cluster: ClusterInfo {
-                kind: "virtual".into(),
-                accel: stage.accel(),
-                hosts: stage.hosts().iter().zip(&inspected).map(info).collect(),
-            },
+            cluster,
             rows: Vec::new(),
         };
         for host in 0..stage.hosts().len() {
             faults.equip(host)?;
         }
-        faults.resources = faults.resources_now()?;
+        faults.resources = stage.resources()?;
         Ok(faults)
     }
 
@@ -256,7 +196,7 @@ impl<'a> Faults<'a> {
         let outcome = body(self, &mut row);
         self.stage.interrupt().check()?;
         let restored = self.restore().and_then(|()| {
-            let now = self.resources_now()?;
+            let now = self.stage.resources()?;
             ensure!(
                 now == self.resources,
                 "RDMA resources were {}, and are {now}",
@@ -265,7 +205,8 @@ impl<'a> Faults<'a> {
             Ok(())
         });
         self.stage.interrupt().check()?;
-        row.conclude(outcome.and(restored), started.elapsed());
+        row.scenario
+            .conclude(outcome.and(restored), started.elapsed());
         self.setting.progress.line(&row.to_string());
         self.rows.push(row);
         Ok(())
@@ -310,15 +251,6 @@ impl<'a> Faults<'a> {
     /// The hosts that clients run on.
     fn clients(&self) -> std::ops::Range<usize> {
         HONEST..self.stage.hosts().len()
-    }
-
-    /// Queue pairs, completion queues, protection domains and the rest on all machines.
-    fn resources_now(&self) -> Result<String> {
-        let hosts = self.stage.hosts().iter();
-        let counts: Result<Vec<String>> = hosts
-            .map(|host| Ok(host.run("rdma resource", self.limit())?.trim().to_string()))
-            .collect();
-        Ok(counts?.join("; "))
     }
 
     /// Puts the modules of its role onto a host.

@@ -1,7 +1,6 @@
 //! What one scenario leaves behind: figures and a verdict.
 
-use std::fmt;
-use std::time::Duration;
+use std::fmt::{self, Write};
 
 use anyhow::{ensure, Result};
 use serde::Serialize;
@@ -9,16 +8,13 @@ use serde::Serialize;
 use super::netem::Passage;
 use crate::klog::lines::{Flood, Stopped, Total};
 use crate::klog::log::HostLog;
-use crate::report::Verdict;
+use crate::scenario::{Outcome, Scenario};
 
 /// A row of `result.json`; `null` where a scenario has nothing of the kind.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
-    pub(super) name: String,
-    pub(super) verdict: Verdict,
-    /// Why it failed.
-    pub(super) reason: Option<String>,
-    pub(super) seconds: f64,
+    #[serde(flatten)]
+    pub(super) scenario: Scenario,
     /// Answered requests.
     pub(super) requests: u64,
     /// Over the time that the clients themselves measured.
@@ -40,8 +36,6 @@ pub(super) struct Row {
     /// From the server's ready line to the last client's first line with throughput.
     pub(super) resumed_after_ms: Option<u64>,
     pub(super) flood: Option<FloodFigures>,
-    /// What both sides said about a client that was refused.
-    pub(super) told: Vec<String>,
 }
 
 /// An honest client beside a flood.
@@ -63,10 +57,7 @@ pub(super) struct FloodFigures {
 impl Row {
     pub(super) fn new(name: &str) -> Self {
         Self {
-            name: name.to_string(),
-            verdict: Verdict::Fail,
-            reason: None,
-            seconds: 0.0,
+            scenario: Scenario::new(name),
             requests: 0,
             requests_per_s: 0,
             errors: 0,
@@ -78,7 +69,6 @@ impl Row {
             network: None,
             resumed_after_ms: None,
             flood: None,
-            told: Vec::new(),
         }
     }
 
@@ -134,35 +124,27 @@ impl Row {
         ensure!(self.errors == 0, "{} requests failed", self.errors);
         Ok(())
     }
+}
 
-    pub(super) fn conclude(&mut self, outcome: Result<()>, took: Duration) {
-        self.seconds = (took.as_secs_f64() * 10.0).round() / 10.0;
-        match outcome {
-            Ok(()) => self.verdict = Verdict::Pass,
-            Err(error) => self.reason = Some(format!("{error:#}")),
-        }
+impl Outcome for Row {
+    fn scenario(&self) -> &Scenario {
+        &self.scenario
     }
 }
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = match self.verdict {
-            Verdict::Pass => "ok    ",
-            Verdict::Fail => "FAILED",
-        };
-        write!(f, "{word} {} ({:.1} s): ", self.name, self.seconds)?;
-        if let Some(reason) = &self.reason {
-            write!(f, "{reason}; ")?;
-        }
-        write!(f, "requests {}", self.requests)?;
-        write!(f, ", requests/s {}", self.requests_per_s)?;
+        let mut figures = format!(
+            "requests {}, requests/s {}",
+            self.requests, self.requests_per_s
+        );
         if let Some(relative) = self.relative {
-            write!(f, " ({relative:.2} of clean)")?;
+            write!(figures, " ({relative:.2} of clean)")?;
         }
-        write!(f, ", errors {}", self.errors)?;
+        write!(figures, ", errors {}", self.errors)?;
         if let Some(network) = &self.network {
             write!(
-                f,
+                figures,
                 ", replayed {}, packets {}, dropped {}",
                 self.replayed, network.packets, network.dropped
             )?;
@@ -170,13 +152,13 @@ impl fmt::Display for Row {
         if let Some(ms) = self.resumed_after_ms {
             let (interrupted, executed) = (self.interrupted, self.executed);
             write!(
-                f,
+                figures,
                 ", interrupted {interrupted}, executed {executed}, resumed after {ms} ms"
             )?;
         }
         if let Some(flood) = &self.flood {
             write!(
-                f,
+                figures,
                 ", flood/s {}, rejected {}, honest requests/s before {}, during {}, after {}, server's log lines {}",
                 flood.sent.sent.saturating_mul(1_000_000) / flood.sent.elapsed_us.max(1),
                 self.rejected,
@@ -189,16 +171,16 @@ impl fmt::Display for Row {
                 write!(f, ", with a server loaded anew {fresh_per_s}")?;
             }
         }
-        for line in &self.told {
-            write!(f, "\n       {line}")?;
-        }
-        Ok(())
+        self.scenario.write(f, &figures)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::report::Verdict;
 
     fn log(name: &str, lines: &[&str]) -> HostLog {
         let mut log = HostLog::of(name);
@@ -266,14 +248,14 @@ mod tests {
             packets: 100,
             dropped: 5,
         });
-        row.conclude(Ok(()), Duration::from_millis(1_234));
+        row.scenario.conclude(Ok(()), Duration::from_millis(1_234));
         assert_eq!(
             row.to_string(),
             "ok     loss 5 % (1.2 s): requests 0, requests/s 0 (0.50 of clean), errors 0, replayed 0, packets 100, \
              dropped 5"
         );
-        row.verdict = Verdict::Fail;
-        row.conclude(
+        row.scenario.verdict = Verdict::Fail;
+        row.scenario.conclude(
             Err(anyhow::anyhow!("why").context("val01")),
             Duration::from_secs(1),
         );

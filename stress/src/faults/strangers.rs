@@ -104,7 +104,7 @@ impl Faults<'_> {
             await_line(watch, HONEST, "krdma test framework dropped")?;
 
             overheard.put_again(&wire)?;
-            row.told.push(
+            row.scenario.told.push(
                 "the very frames again, after the client's end: a half-open session, then no such session, twice"
                     .into(),
             );
@@ -156,7 +156,9 @@ impl Faults<'_> {
                 .collect();
             let name = &self.host(SERVER).name;
             let first = lines.iter().take(MOST_LINES);
-            row.told.extend(first.map(|line| format!("{name}: {line}")));
+            row.scenario
+                .told
+                .extend(first.map(|line| format!("{name}: {line}")));
             ensure!(
                 (1..=MOST_LINES).contains(&lines.len())
                     && lines.iter().all(|line| line.contains(said)),
@@ -216,7 +218,8 @@ impl Faults<'_> {
             await_line(watch, host, text)?;
             let log = &watch.logs[host];
             let lines = log.lines.iter().filter(|line| line.text.contains(text));
-            row.told
+            row.scenario
+                .told
                 .extend(lines.map(|line| format!("{}: {}", log.name, line.text)));
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! audits what arrives until a condition holds; [`Watch::settle`] marks the end, so that the audit misses nothing that
 //! was printed before. Dropping it ends all that is still running.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -238,6 +238,17 @@ impl<'a> Watch<'a> {
     /// What `task` has printed so far.
     pub fn said(&self, task: Task) -> &[Said] {
         self.streams.get(task.0).map_or(&[], |stream| &stream.said)
+    }
+
+    /// Writes a line to the standard input of `task`.
+    pub fn tell(&mut self, task: Task, line: &str) -> Result<()> {
+        let lifeline = self
+            .streams
+            .get_mut(task.0)
+            .map(|stream| &mut stream.lifeline);
+        let stdin = lifeline.and_then(Option::as_mut);
+        let stdin = stdin.context("it has been told to end")?;
+        writeln!(stdin, "{line}").with_context(|| format!("cannot tell it {line:?}"))
     }
 
     /// Ends the standard input of `task`, which tells it to end.

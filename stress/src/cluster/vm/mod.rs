@@ -234,6 +234,11 @@ impl VmCluster {
         Wire::of(self.plans[self.index(name)?].number)
     }
 
+    /// Takes a machine's wire to all others that are cut off away, or puts it back.
+    pub fn cut_off(&self, name: &str, cut: bool) -> Result<()> {
+        network::cut_off(self.plans[self.index(name)?].number, cut)
+    }
+
     /// Ends all machines; `Err` where one had ended by itself.
     pub fn shutdown(mut self) -> Result<()> {
         match self.fallen().first() {

@@ -61,6 +61,16 @@ pub(super) fn create(machines: usize, link_mtu: u32) -> Result<()> {
     ip(&batch)
 }
 
+/// Takes the wire between machine `n` and all others that are cut off away, or puts it back. This side reaches each, and
+/// each this side.
+pub(super) fn cut_off(n: usize, cut: bool) -> Result<()> {
+    let isolated = if cut { "on" } else { "off" };
+    ip(&format!(
+        "link set {} type bridge_slave isolated {isolated}\n",
+        tap(n)
+    ))
+}
+
 fn ip(batch: &str) -> Result<()> {
     let mut ip = Command::new("ip")
         .args(["-batch", "-"])
