@@ -6,7 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::clients::Client;
 use super::ffi;
-use super::image::{Image, PageError};
+use super::image::Image;
+use super::lost::PageError;
 use super::memory::PageRef;
 use super::{calls, fork, prepare, resume, uapi};
 use crate::errno::Errno;
