@@ -101,6 +101,14 @@ peak-lean-container: setup ## fork a C++ program into lean containers on the cli
 simple-fork: setup ## a counter that goes on, on another machine
 	@$(call STRESS,run templates-run/simple-fork.toml)
 
+.PHONY: fork-faults
+fork-faults: setup ## revoke seeds, cut networks, kill machines and fill memories under forked processes, and fork again
+	@$(call STRESS,fork-faults)
+
+.PHONY: bench-fork
+bench-fork: setup ## compare remote fork with fork() and perftest, on the same machines in the same run
+	@$(call STRESS,bench-fork)
+
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
 	@$(call STRESS,bench-rpc)

@@ -166,6 +166,7 @@ struct mitosis_link_request {
 	u32 port_num;
 	u32 private_data_len;
 	const u8 *private_data;
+	u8 gid[16];		/* of who asks */
 };
 
 struct mitosis_link *mitosis_link_connect(const struct mitosis_port *port,
@@ -175,6 +176,7 @@ struct mitosis_link *mitosis_link_connect(const struct mitosis_port *port,
 					  u32 timeout_ms, int *error);
 bool mitosis_link_alive(struct mitosis_link *link);
 void mitosis_link_break(struct mitosis_link *link);
+void mitosis_link_give_up(struct mitosis_link *link);
 void mitosis_link_destroy(struct mitosis_link *link);
 
 struct mitosis_link_listener *mitosis_link_listen(u16 service_port,

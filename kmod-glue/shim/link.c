@@ -69,7 +69,12 @@ static int mitosis_link_event(struct rdma_cm_id *id, struct rdma_cm_event *event
 	case RDMA_CM_EVENT_ADDR_CHANGE:
 		return 0;
 	case RDMA_CM_EVENT_REJECTED:
-		WRITE_ONCE(link->status, -ECONNREFUSED);
+		/* The other side's connection manager takes the queue pair for one
+		 * of this machine's that it does not know to be gone: numbers begin
+		 * anew with each boot.
+		 */
+		WRITE_ONCE(link->status, event->status == IB_CM_REJ_STALE_CONN ?
+					 -ESTALE : -ECONNREFUSED);
 		WRITE_ONCE(link->broken, true);
 		break;
 	case RDMA_CM_EVENT_DISCONNECTED:
@@ -209,6 +214,14 @@ void mitosis_link_break(struct mitosis_link *link)
 	ib_modify_qp(link->id->qp, &attr, IB_QP_STATE);
 }
 
+/* It counts as ended, and whoever looks after the listener's side is told so. */
+void mitosis_link_give_up(struct mitosis_link *link)
+{
+	WRITE_ONCE(link->broken, true);
+	if (link->event)
+		mitosis_event_signal(link->event);
+}
+
 /* Nobody waits on it any more. */
 void mitosis_link_destroy(struct mitosis_link *link)
 {
@@ -240,7 +253,7 @@ static int mitosis_link_requested(struct rdma_cm_id *id,
 				  struct rdma_cm_event *event)
 {
 	struct mitosis_link_listener *listener = id->context;
-	const struct mitosis_link_request request = {
+	struct mitosis_link_request request = {
 		.device = id->device,
 		.port_num = id->port_num,
 		.private_data = event->param.conn.private_data,
@@ -252,6 +265,9 @@ static int mitosis_link_requested(struct rdma_cm_id *id,
 
 	if (event->event != RDMA_CM_EVENT_CONNECT_REQUEST)
 		return 0;
+	if (id->route.path_rec)
+		memcpy(request.gid, id->route.path_rec->dgid.raw,
+		       sizeof(request.gid));
 	pd = listener->admit(listener->context, &request);
 	if (!pd)
 		goto reject;

@@ -43,8 +43,12 @@ impl Errno {
     pub const CONNECTION_REFUSED: Errno = Errno(-111);
     /// -EHOSTUNREACH
     pub const HOST_UNREACHABLE: Errno = Errno(-113);
+    /// -ESTALE
+    pub const STALE: Errno = Errno(-116);
     /// -ECANCELED
     pub const CANCELED: Errno = Errno(-125);
+    /// -EKEYREJECTED
+    pub const KEY_REJECTED: Errno = Errno(-129);
     /// -EOWNERDEAD
     pub const OWNER_DEAD: Errno = Errno(-130);
     /// -ENOMEM
@@ -88,6 +92,7 @@ impl Errno {
             111 => "refused",
             113 => "no route to host",
             128 => "key was revoked",
+            129 => "key was rejected",
             _ => "failed",
         }
     }

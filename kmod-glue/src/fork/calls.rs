@@ -7,7 +7,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::clients::Client;
 use super::ffi;
-use super::image::{Image, PageError};
+use super::image::Image;
+use super::lost::PageError;
 use super::seed::Seed;
 use super::Fork;
 use crate::devices::Gid;
@@ -199,14 +200,7 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
             call.flags & OPEN_PRIVATE != 0,
         )
         .map_err(|error| {
-            crate::warning!(
-                "cannot open seed ",
-                call.seed.id,
-                " of ",
-                gid,
-                ": ",
-                text(&error)
-            );
+            crate::warning!("cannot open seed ", call.seed.id, " of ", gid, ": ", error);
             errno_of(&error)
         })?;
     let opened = fill(fork, call, &image);
@@ -238,16 +232,6 @@ fn fill(fork: &Fork, call: &mut uapi::Open, image: &Image) -> Result<(), Errno> 
         image.read_all(fork).map_err(|error| errno_of(&error))?;
     }
     Ok(())
-}
-
-fn text(error: &PageError) -> &'static str {
-    match error {
-        PageError::NoMemory => "this machine is out of memory",
-        PageError::Beyond => "the seed has nothing there",
-        PageError::Refused(status) => status.text(),
-        PageError::Unreachable(_) => "its machine does not answer as it should",
-        PageError::Read(_) => "READ failed",
-    }
 }
 
 fn errno_of(error: &PageError) -> Errno {

@@ -119,6 +119,7 @@ pub struct LinkRequest {
     pub port_num: u32,
     pub private_data_len: u32,
     pub private_data: *const u8,
+    pub gid: [u8; 16],
 }
 
 /// `struct mitosis_fork_parameters`
@@ -205,6 +206,7 @@ extern "C" {
     ) -> *mut Link;
     pub fn mitosis_link_alive(link: *mut Link) -> bool;
     pub fn mitosis_link_break(link: *mut Link);
+    pub fn mitosis_link_give_up(link: *mut Link);
     pub fn mitosis_link_destroy(link: *mut Link);
     pub fn mitosis_link_listen(
         service_port: u16,

@@ -15,6 +15,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use super::channel::Sink;
 use super::link::{Link, Read, READ_PAGES};
+use super::lost::PageError;
 use super::machine::{Machine, MachineError, Request};
 use super::memory::PageRef;
 use super::Fork;
@@ -27,44 +28,6 @@ use crate::warning;
 const STRIPES: usize = 64;
 /// log2 of the pages in a chunk.
 const CHUNK_SHIFT: u32 = 9;
-
-/// Why a page cannot be had.
-#[derive(Clone, Copy)]
-pub enum PageError {
-    /// This machine is out of memory.
-    NoMemory,
-    /// The seed has nothing there.
-    Beyond,
-    /// The seed's machine says no.
-    Refused(Status),
-    /// The seed's machine cannot be reached.
-    Unreachable(MachineError),
-    /// A READ failed.
-    Read(Errno),
-}
-
-impl PageError {
-    /// Whether it may be different in a moment.
-    pub fn may_pass(&self) -> bool {
-        match self {
-            PageError::Unreachable(error) => error.may_pass(),
-            PageError::Read(_) | PageError::Refused(Status::NotAttached) => true,
-            _ => false,
-        }
-    }
-}
-
-impl From<Errno> for PageError {
-    fn from(_: Errno) -> PageError {
-        PageError::NoMemory
-    }
-}
-
-impl From<MachineError> for PageError {
-    fn from(error: MachineError) -> PageError {
-        PageError::Unreachable(error)
-    }
-}
 
 /// A READ ahead of what was touched.
 struct Ahead {
@@ -561,21 +524,18 @@ impl Image {
     pub fn complain(&self, address: u64, error: &PageError) {
         let (id, generation) = (self.name.id.get(), self.name.generation.get());
         let gid = self.machine.gid;
-        macro_rules! say {
-            ($($why:expr),+) => {
-                warning!(
-                    "a page is lost: machine ", gid, ", seed ", id, ".", generation, ", page ", address >> 12, ": ",
-                    $($why),+
-                )
-            };
-        }
-        match error {
-            PageError::NoMemory => say!("this machine is out of memory"),
-            PageError::Beyond => say!("the seed has nothing there"),
-            PageError::Refused(status) => say!(status.text()),
-            PageError::Unreachable(error) => say!(*error),
-            PageError::Read(errno) => say!("READ failed: ", *errno),
-        }
+        warning!(
+            "a page is lost: machine ",
+            gid,
+            ", seed ",
+            id,
+            ".",
+            generation,
+            ", page ",
+            address >> 12,
+            ": ",
+            *error
+        );
     }
 }
 

@@ -2,7 +2,8 @@
 
 use mitosis_core::wire::fork::SeedName;
 
-use super::image::{Image, PageError};
+use super::image::Image;
+use super::lost::PageError;
 use super::machine::Machine;
 use super::Fork;
 use crate::errno::Errno;

@@ -22,6 +22,9 @@ use crate::verbs::ProtectionDomain;
 pub const READ_PAGES: usize = 16;
 /// How long each step of connecting may take.
 const CONNECT_TIMEOUT_MS: u32 = 3_000;
+/// Queue pairs that are tried where the other machine takes them for those of this one's incarnation before, which it does
+/// not know to be gone: more than an incarnation has.
+const MAX_STALE: u32 = 16;
 
 struct Raw(NonNull<ffi::Link>);
 
@@ -59,22 +62,32 @@ impl Link {
         let private_data = Token {
             token: token.into(),
         };
-        let mut error = 0;
-        // SAFETY: port, domain and GID are valid; the private data is copied during the call; the domain outlives the link.
-        let link = unsafe {
-            ffi::mitosis_link_connect(
-                &route.port().0,
-                route.pd().as_ptr(),
-                gid.0.as_ptr(),
-                service_port,
-                private_data.as_bytes().as_ptr(),
-                size_of::<Token>() as u32,
-                CONNECT_TIMEOUT_MS,
-                &mut error,
-            )
+        let mut attempts = 0;
+        let raw = loop {
+            let mut error = 0;
+            // SAFETY: port, domain and GID are valid; the private data is copied during the call; the domain outlives the link.
+            let link = unsafe {
+                ffi::mitosis_link_connect(
+                    &route.port().0,
+                    route.pd().as_ptr(),
+                    gid.0.as_ptr(),
+                    service_port,
+                    private_data.as_bytes().as_ptr(),
+                    size_of::<Token>() as u32,
+                    CONNECT_TIMEOUT_MS,
+                    &mut error,
+                )
+            };
+            attempts += 1;
+            match NonNull::new(link) {
+                Some(link) => break Raw(link),
+                // The next attempt's queue pair has another number.
+                None if Errno(error) == Errno::STALE && attempts < MAX_STALE => {}
+                None => return Err(Errno(error)),
+            }
         };
         Ok(Link {
-            raw: Raw(NonNull::new(link).ok_or(Errno(error))?),
+            raw,
             route,
             token,
             _devices: devices,
@@ -213,6 +226,8 @@ impl Drop for Region {
 pub struct Visitor {
     raw: Raw,
     token: u64,
+    /// Whose it is.
+    gid: [u8; 16],
     domain: *mut IbPd,
 }
 
@@ -310,11 +325,19 @@ impl Visitors {
         }
     }
 
+    /// A machine has one connection here: what is left of an earlier one is that of an incarnation which ended without
+    /// saying so, and nothing else would ever tell.
     fn enter(&self, visitor: Visitor) {
         let Ok(visitor) = Shared::new(visitor) else {
             return;
         };
         let mut book = self.book.lock();
+        for earlier in book.visitors.iter().flatten() {
+            if earlier.gid == visitor.gid {
+                // SAFETY: the link lives as long as the visitor. It is destroyed by `sweep`: not in a callback.
+                unsafe { ffi::mitosis_link_give_up(earlier.raw.0.as_ptr()) }
+            }
+        }
         if let Some(place) = book.visitors.iter_mut().find(|place| place.is_none()) {
             *place = Some(visitor);
         }
@@ -329,6 +352,11 @@ impl Visitors {
             .flatten()
             .find(|visitor| visitor.token == token);
         found.cloned()
+    }
+
+    /// Whether one more connection has a place.
+    fn has_room(&self) -> bool {
+        self.count() < MAX_VISITORS
     }
 
     /// How many connections there are.
@@ -389,8 +417,9 @@ fn token_of(request: &ffi::LinkRequest) -> Option<u64> {
 unsafe extern "C" fn admit(context: *mut c_void, request: *const ffi::LinkRequest) -> *mut IbPd {
     // SAFETY: by this function's contract.
     let (door, request) = unsafe { (&*context.cast::<Door<'_>>(), &*request) };
+    // A connection that there is no place for could not be ended in the callback that brings it.
     let admitted = token_of(request)
-        .filter(|&token| door.visitors.redeem(token))
+        .filter(|&token| door.visitors.has_room() && door.visitors.redeem(token))
         .and_then(|_| door.domain(request));
     admitted.unwrap_or(core::ptr::null_mut())
 }
@@ -410,6 +439,7 @@ unsafe extern "C" fn established(
     door.visitors.enter(Visitor {
         raw: Raw(link),
         token,
+        gid: request.gid,
         domain: door.domain(request).unwrap_or(core::ptr::null_mut()),
     });
 }

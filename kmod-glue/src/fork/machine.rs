@@ -7,11 +7,11 @@ use zerocopy::FromBytes;
 use super::channel::{Channel, ChannelError, Into, Sink};
 use super::link::Link;
 use super::Fork;
-use crate::cm::{self, Unresolved};
+use crate::cm::{self, Route, Unresolved};
 use crate::devices::Gid;
 use crate::errno::Errno;
 use crate::lock::{Mutex, Shared};
-use crate::memory::Table;
+use crate::memory::{Owned, Table};
 use crate::thread::{now_ns, Event};
 use crate::{info, warning};
 
@@ -54,7 +54,7 @@ impl MachineError {
                 Errno::CONNECTION_REFUSED
             }
             MachineError::Unresolved(_) => Errno::HOST_UNREACHABLE,
-            MachineError::Channel(ChannelError::NotAuthorised) => Errno::NO_ACCESS,
+            MachineError::Channel(ChannelError::NotAuthorised) => Errno::KEY_REJECTED,
             MachineError::Channel(ChannelError::Silent) => Errno::TIMED_OUT,
             MachineError::Channel(ChannelError::Kernel(errno)) => *errno,
             MachineError::Channel(_) => Errno::CONNECTION_RESET,
@@ -92,7 +92,8 @@ pub struct Machine {
     pub gid: Gid,
     /// Where its module listens.
     pub service: u32,
-    session: Mutex<Option<Session>>,
+    /// In memory of its own: a page fault may have to connect, and stacks are small.
+    session: Mutex<Option<Owned<Session>>>,
 }
 
 impl Machine {
@@ -177,7 +178,17 @@ impl Machine {
         }
     }
 
-    fn connect(&self, fork: &Fork) -> Result<Session, MachineError> {
+    /// What it takes is spread over several frames, of which one is on the stack at a time.
+    #[inline(never)]
+    fn connect(&self, fork: &Fork) -> Result<Owned<Session>, MachineError> {
+        let route = self.find(fork)?;
+        let session = self.open(fork, route)?;
+        info!("connected to ", self.gid, ", service ", self.service);
+        Ok(session)
+    }
+
+    #[inline(never)]
+    fn find(&self, fork: &Fork) -> Result<Shared<Route>, MachineError> {
         let event = Event::new().map_err(MachineError::Kernel)?;
         let ask = Ask {
             server_qd_hint: QUEUE_HINT,
@@ -194,7 +205,12 @@ impl Machine {
             &ask,
         )
         .map_err(MachineError::Unresolved)?;
-        let route = Shared::new(route).map_err(MachineError::Kernel)?;
+        Shared::new(route).map_err(MachineError::Kernel)
+    }
+
+    #[inline(never)]
+    fn open(&self, fork: &Fork, route: Shared<Route>) -> Result<Owned<Session>, MachineError> {
+        let devices = fork.devices().map_err(MachineError::Kernel)?;
         let mut channel = Channel::open(devices.clone(), route.clone(), fork.cluster_key)
             .map_err(MachineError::Channel)?;
         let mut bytes = [0; size_of::<Token>()];
@@ -205,11 +221,8 @@ impl Machine {
         let token = Token::read_from_bytes(&bytes).map_err(|_| MachineError::Damaged)?;
         let link = Link::connect(devices, route, self.gid, self.service, token.token.get())
             .map_err(MachineError::Link)?;
-        info!("connected to ", self.gid, ", service ", self.service);
-        Ok(Session {
-            channel,
-            link: Shared::new(link).map_err(MachineError::Kernel)?,
-        })
+        let link = Shared::new(link).map_err(MachineError::Kernel)?;
+        Owned::new(Session { channel, link }).map_err(MachineError::Kernel)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod ffi;
 pub mod image;
 mod images;
 pub mod link;
+pub mod lost;
 pub mod machine;
 pub mod memory;
 pub mod prepare;

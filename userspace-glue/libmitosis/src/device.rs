@@ -104,7 +104,7 @@ impl Device {
         let mut to = machine;
         // SAFETY: the structure is the one that the call takes.
         unsafe { ioctl(self.fd, uapi::CONNECT, &mut to) }
-            .map_err(|errno| Error::Unreachable { machine, errno })?;
+            .map_err(|errno| Error::of_machine(machine, errno))?;
         Ok(())
     }
 
@@ -124,7 +124,7 @@ impl Device {
         let mut ping = Ping { machine, rtt_ns: 0 };
         // SAFETY: the structure is the one that the call takes.
         unsafe { ioctl(self.fd, uapi::PING, &mut ping) }
-            .map_err(|errno| Error::Unreachable { machine, errno })?;
+            .map_err(|errno| Error::of_machine(machine, errno))?;
         Ok(ping.rtt_ns)
     }
 

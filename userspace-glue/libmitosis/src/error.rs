@@ -91,6 +91,11 @@ pub enum Error {
         /// What the kernel says.
         errno: i32,
     },
+    /// Another machine has another cluster key.
+    OtherKey {
+        /// Which.
+        machine: Machine,
+    },
     /// The descriptor is damaged.
     Descriptor(DescriptorError),
     /// The seed's machine runs another kernel.
@@ -154,6 +159,7 @@ impl Error {
             | Self::File { errno, .. }
             | Self::System { errno, .. } => errno,
             Self::NoThreadId => libc::ENOSYS,
+            Self::OtherKey { .. } => libc::EKEYREJECTED,
             Self::NoSuchSeed { .. } => libc::ENOENT,
             Self::Exhausted => libc::ENOBUFS,
             Self::Descriptor(_) => libc::EBADMSG,
@@ -162,6 +168,14 @@ impl Error {
             Self::InTheWay { .. } => libc::EAGAIN,
             Self::FileLimit { .. } => libc::EMFILE,
             Self::Late { .. } => libc::EOWNERDEAD,
+        }
+    }
+
+    /// What the kernel says of another machine.
+    pub(crate) const fn of_machine(machine: Machine, errno: i32) -> Self {
+        match errno {
+            libc::EKEYREJECTED => Self::OtherKey { machine },
+            errno => Self::Unreachable { machine, errno },
         }
     }
 
@@ -203,6 +217,12 @@ impl fmt::Display for Error {
                 Gid(&machine.gid),
                 machine.service,
                 Reason(errno)
+            ),
+            Self::OtherKey { machine } => write!(
+                f,
+                "{} has another cluster key than this machine, or one of the two has none: load mitosis.ko with the same \
+                 cluster_key on both",
+                Gid(&machine.gid)
             ),
             Self::Descriptor(error) => write!(f, "the descriptor is damaged: {error}"),
             Self::OtherKernel(ref kernels) => write!(

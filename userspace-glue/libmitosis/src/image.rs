@@ -84,7 +84,7 @@ impl Image {
                         errno,
                     });
                 }
-                Err(errno) => return Err(Error::Unreachable { machine, errno }),
+                Err(errno) => return Err(Error::of_machine(machine, errno)),
             }
         }
     }

@@ -4,23 +4,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 
-use super::{Forks, Row};
-use crate::forks::walker::{SeedName, Walker};
+use super::{Forks, Row, BUS_ERROR};
+use crate::forks::walker::{SeedName, Walker, WALK};
 use crate::forks::PARENT;
 use crate::klog::watch::{Patience, Watch};
 use crate::scene::STEP;
 
 /// Memory of the parent: a child walks over it for some seconds.
-const MIB: u64 = 64;
+const MIB: u64 = 32;
 const PAGES: u64 = MIB << 8;
 /// Half of it: what a child reads that is to have what it needs.
 const HALF: u64 = PAGES / 2;
 /// The host whose children fail, and the one whose children go on.
 const NEAR: usize = 1;
 const FAR: usize = 2;
-/// Faults try for 10 s after they first failed, which the device's own repetitions may take as long as.
-const AT_MOST: Duration = Duration::from_secs(45);
 const MINUTE: Duration = Duration::from_secs(60);
+/// Faults try for 10 s after they first failed; until then, soft-RoCE repeats its READs, and looks for the machine anew.
+const AT_MOST: Duration = MINUTE;
 
 /// Two children on one host: one has read the first half of the memory, the other is in the middle of the second.
 struct Two {
@@ -38,21 +38,36 @@ impl Forks<'_> {
     }
 
     /// The child that has what it needs goes on.
-    fn goes_on(&self, watch: &mut Watch<'_>, row: &mut Row, mut kept: Walker) -> Result<()> {
+    fn goes_on(&self, watch: &mut Watch<'_>, row: &mut Row, kept: &mut Walker) -> Result<()> {
         kept.walk(watch, &format!("read 0 {HALF}"))?;
         kept.walk(watch, &format!("write 0 {HALF}"))?;
-        kept.end(watch)?;
         row.verified += 1;
+        Ok(())
+    }
+
+    /// Its very end takes code of the C library that it has not needed before, and may not get any more.
+    fn let_go(&self, watch: &mut Watch<'_>, mut kept: Walker) -> Result<()> {
+        kept.tell(watch, "end")?;
+        let status = kept.status(watch, WALK)?;
+        ensure!(
+            [0, BUS_ERROR].contains(&status),
+            "{}: a child that has what it needs ended with status {status}",
+            self.name(kept.host)
+        );
         Ok(())
     }
 
     pub(super) fn revoked(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
         let (mut parent, seed) = self.site.parent(watch, MIB)?;
-        let Two { kept, mut needy } = self.two(watch, NEAR, &seed)?;
+        let Two {
+            mut kept,
+            mut needy,
+        } = self.two(watch, NEAR, &seed)?;
         let since = Instant::now();
         parent.ask(watch, "unprepare", "unprepared")?;
         self.lose(watch, row, &mut needy, &seed, since)?;
-        self.goes_on(watch, row, kept)?;
+        self.goes_on(watch, row, &mut kept)?;
+        self.let_go(watch, kept)?;
         for host in self.site.children() {
             self.is_refused(watch, row, host, &seed, "there is no seed")?;
         }
@@ -104,11 +119,14 @@ impl Forks<'_> {
 
     pub(super) fn cut_for_a_minute(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
         let (parent, seed) = self.site.parent(watch, MIB)?;
-        let Two { kept, mut needy } = self.two(watch, NEAR, &seed)?;
+        let Two {
+            mut kept,
+            mut needy,
+        } = self.two(watch, NEAR, &seed)?;
         let mut far = self.site.child(watch, FAR, &seed)?;
         let since = Instant::now();
         self.cut(true)?;
-        self.goes_on(watch, row, kept)?;
+        self.goes_on(watch, row, &mut kept)?;
         far.walk(watch, "read")?;
         far.end(watch)?;
         row.verified += 1;
@@ -118,6 +136,7 @@ impl Forks<'_> {
             "the child waited for {} s",
             since.elapsed().as_secs()
         );
+        self.let_go(watch, kept)?;
         self.stay_cut(watch, since, MINUTE)?;
         // The seed is there all the time.
         let mut again = self.site.child(watch, NEAR, &seed)?;
@@ -134,15 +153,24 @@ impl Forks<'_> {
         let since = Instant::now();
         watch.forgo(PARENT);
         self.stage().kill(self.name(PARENT))?;
-        for Two { kept, mut needy } in [near, far] {
-            self.goes_on(watch, row, kept)?;
+        let mut left = Vec::new();
+        for Two {
+            mut kept,
+            mut needy,
+        } in [near, far]
+        {
+            self.goes_on(watch, row, &mut kept)?;
             self.lose(watch, row, &mut needy, &seed, since)?;
+            left.push(kept);
         }
         ensure!(
             since.elapsed() < AT_MOST,
             "the children waited for {} s",
             since.elapsed().as_secs()
         );
+        for kept in left {
+            self.let_go(watch, kept)?;
+        }
         self.boot_again(watch, PARENT)?;
         for host in self.site.children() {
             self.is_refused(watch, row, host, &seed, "there is no seed")?;

@@ -47,9 +47,9 @@ pub struct Arguments {
     /// Only the scenarios that catch most in little time.
     #[arg(long)]
     short: bool,
-    /// Only the scenarios whose name has this in it.
-    #[arg(long, default_value = "")]
-    only: String,
+    /// Only the scenarios whose name has one of these in it.
+    #[arg(long, value_delimiter = ',', default_value = "")]
+    only: Vec<String>,
     /// What makes module and programs.
     #[arg(long, default_value = "templates-run/peak-lean-container.toml")]
     template: PathBuf,
@@ -177,7 +177,8 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
             rows: Vec::new(),
         };
         for plan in plans() {
-            if plan.name.contains(&arguments.only) && (plan.short || !arguments.short) {
+            let chosen = arguments.only.iter().any(|text| plan.name.contains(text));
+            if chosen && (plan.short || !arguments.short) {
                 forks.play(&plan)?;
             }
         }
