@@ -148,29 +148,25 @@ impl Forks<'_> {
 
     pub(super) fn parent_killed(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
         let (_, seed) = self.site.parent(watch, MIB)?;
-        let near = self.two(watch, NEAR, &seed)?;
-        let far = self.two(watch, FAR, &seed)?;
+        let mut far = self.site.child(watch, FAR, &seed)?;
+        let Two {
+            mut kept,
+            mut needy,
+        } = self.two(watch, NEAR, &seed)?;
         let since = Instant::now();
         watch.forgo(PARENT);
         self.stage().kill(self.name(PARENT))?;
-        let mut left = Vec::new();
-        for Two {
-            mut kept,
-            mut needy,
-        } in [near, far]
-        {
-            self.goes_on(watch, row, &mut kept)?;
-            self.lose(watch, row, &mut needy, &seed, since)?;
-            left.push(kept);
+        far.tell(watch, "read")?;
+        self.goes_on(watch, row, &mut kept)?;
+        for needy in [&mut needy, &mut far] {
+            self.lose(watch, row, needy, &seed, since)?;
         }
         ensure!(
             since.elapsed() < AT_MOST,
             "the children waited for {} s",
             since.elapsed().as_secs()
         );
-        for kept in left {
-            self.let_go(watch, kept)?;
-        }
+        self.let_go(watch, kept)?;
         self.boot_again(watch, PARENT)?;
         for host in self.site.children() {
             self.is_refused(watch, row, host, &seed, "there is no seed")?;
