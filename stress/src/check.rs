@@ -234,7 +234,7 @@ impl Checks<'_> {
             })?;
         }
         self.check("modules built for another kernel", |checks| {
-            let release = checks.host(0)?.run("uname -r", checks.limit())?;
+            let release = checks.host(0)?.ask("uname -r", checks.limit())?;
             let directory = checks.setting.directory();
             let to = modules::directory(&directory, release.trim());
             std::fs::create_dir_all(&to).with_context(|| format!("{}", to.display()))?;
@@ -299,14 +299,14 @@ impl Checks<'_> {
     fn resources(&self) -> Result<String> {
         let hosts = self.stage.hosts().iter();
         let counts: Result<Vec<String>> = hosts
-            .map(|host| Ok(host.run("rdma resource", self.limit())?.trim().to_string()))
+            .map(|host| Ok(host.ask("rdma resource", self.limit())?.trim().to_string()))
             .collect();
         Ok(counts?.join("; "))
     }
 
     fn gid(&self) -> Result<String> {
         let script = "cat /sys/class/infiniband/*/ports/1/gids/0";
-        Ok(self.host(0)?.run(script, self.limit())?.trim().to_string())
+        Ok(self.host(0)?.ask(script, self.limit())?.trim().to_string())
     }
 
     fn act<'s>(&'s self, passes: &'s [RunPass], out: &'s Path, quiet: &'s Progress) -> Act<'s> {
@@ -342,7 +342,7 @@ impl Checks<'_> {
             ("mitosis_rpc_server", "server.ko"),
             ("mitosis_rpc_client", "client.ko"),
         ] {
-            let kernel = host.run("uname -r", self.limit())?;
+            let kernel = host.ask("uname -r", self.limit())?;
             let module = modules::Module::load(&self.setting.out, kernel.trim(), name)?;
             host.copy(module.contents, short, self.limit())?;
         }

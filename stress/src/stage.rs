@@ -177,7 +177,7 @@ impl Stage<'_> {
         };
         let hosts = self.hosts.iter();
         let counts: Result<Vec<String>> = hosts
-            .map(|host| Ok(host.run("rdma resource", limit)?.trim().to_string()))
+            .map(|host| Ok(host.ask("rdma resource", limit)?.trim().to_string()))
             .collect();
         Ok(counts?.join("; "))
     }

@@ -128,7 +128,7 @@ impl Listening {
             timeout: TIMEOUT,
             interrupt: Some(interrupt),
         };
-        host.run(&script, limit).with_context(|| {
+        host.ask(&script, limit).with_context(|| {
             format!(
                 "{}: `{command}` does not listen; is perftest installed there?",
                 host.name

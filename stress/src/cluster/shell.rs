@@ -1,7 +1,7 @@
 //! Shell commands on a host, each with a deadline.
 
 use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -14,6 +14,14 @@ use crate::interrupt::Interrupt;
 
 /// How often a wait looks at its process and at the interrupt.
 pub const TICK: Duration = Duration::from_millis(10);
+
+/// What a command says last on standard error, before its status: ssh may lose the status of a session that ends while
+/// another one on the same connection does.
+const STATUS: &str = "\nstatus of the command: ";
+/// What ssh ends with then.
+const LOST: i32 = 255;
+/// How often a question is asked whose answer ssh lost.
+const ASKED: u32 = 3;
 
 /// `text` as one word of a POSIX shell command.
 pub fn quote(text: &str) -> String {
@@ -46,6 +54,17 @@ pub struct Finished {
 }
 
 impl Finished {
+    /// Takes the status that the command itself has told, if it came to its end, and its words away.
+    fn hear_status(&mut self) {
+        let Some((said, status)) = self.stderr.rsplit_once(STATUS) else {
+            return;
+        };
+        if let Ok(code) = status.trim().parse::<u8>() {
+            self.status = ExitStatus::from_raw(i32::from(code) << 8);
+            self.stderr = said.to_string();
+        }
+    }
+
     /// Its complaint in one line, or its status where it had none.
     pub fn complaint(&self) -> String {
         let lines: Vec<&str> = self
@@ -65,17 +84,38 @@ impl Finished {
 impl Host {
     /// Runs `script` to its end, with `input` on its standard input.
     pub fn execute(&self, script: &str, input: Vec<u8>, limit: Limit<'_>) -> Result<Finished> {
-        finish(&mut self.command(script), input, limit)
-            .with_context(|| format!("{}: {script:?}", self.name))
+        let telling = format!(
+            "(\n{script}\n)\ns=$?; printf '{}%s' $s >&2; exit $s",
+            STATUS.replace('\n', "\\n")
+        );
+        let mut finished = finish(&mut self.command(&telling), input, limit)
+            .with_context(|| format!("{}: {script:?}", self.name))?;
+        finished.hear_status();
+        Ok(finished)
+    }
+
+    /// Runs `script`, which changes nothing, so that it can be run again where ssh lost how it ended.
+    pub fn ask(&self, script: &str, limit: Limit<'_>) -> Result<String> {
+        for _ in 1..ASKED {
+            let finished = self.execute(script, Vec::new(), limit)?;
+            if finished.status.code() != Some(LOST) {
+                return self.said(script, finished);
+            }
+        }
+        self.run(script, limit)
+    }
+
+    fn said(&self, script: &str, finished: Finished) -> Result<String> {
+        if !finished.status.success() {
+            bail!("{}: {script:?} failed: {}", self.name, finished.complaint());
+        }
+        Ok(finished.stdout)
     }
 
     /// Runs `script`; `Err` also where it exits with anything but 0.
     pub fn run(&self, script: &str, limit: Limit<'_>) -> Result<String> {
         let finished = self.execute(script, Vec::new(), limit)?;
-        if !finished.status.success() {
-            bail!("{}: {script:?} failed: {}", self.name, finished.complaint());
-        }
-        Ok(finished.stdout)
+        self.said(script, finished)
     }
 
     /// Puts `contents` into the host's directory as `name`.
@@ -212,6 +252,42 @@ mod tests {
             error.starts_with("val02: ") && error.ends_with("failed: no"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_commands_own_status_counts() {
+        let (_directory, host) = here();
+        // As ssh does that lost it.
+        let lossy = Host {
+            ssh: vec!["sh".into(), "-c".into(), "sh -c \"$0\"; exit 255".into()],
+            ..host
+        };
+        assert_eq!(lossy.run("echo yes; echo why >&2", LIMIT).unwrap(), "yes\n");
+        let finished = lossy
+            .execute("echo why >&2; exit 3", Vec::new(), LIMIT)
+            .unwrap();
+        assert_eq!(
+            (finished.status.code(), finished.stderr.as_str()),
+            (Some(3), "why\n")
+        );
+    }
+
+    #[test]
+    fn a_lost_question_is_asked_again() {
+        let (directory, host) = here();
+        let asked = directory.path().join("asked");
+        let forgetful = Host {
+            ssh: vec![
+                "sh".into(),
+                "-c".into(),
+                format!(
+                    "echo >>{0}; [ $(wc -l <{0}) = 1 ] && exit 255; sh -c \"$0\"",
+                    asked.display()
+                ),
+            ],
+            ..host
+        };
+        assert_eq!(forgetful.ask("echo yes", LIMIT).unwrap(), "yes\n");
     }
 
     #[test]

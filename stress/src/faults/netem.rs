@@ -228,7 +228,7 @@ impl Faults<'_> {
     fn passage(&self) -> Result<Passage> {
         let mut sum = Passage::default();
         for host in self.stage.hosts() {
-            let own = passage(&host.run("tc -s -j qdisc show dev eth0", self.limit())?)?;
+            let own = passage(&host.ask("tc -s -j qdisc show dev eth0", self.limit())?)?;
             ensure!(
                 own.packets > 0,
                 "{}: nothing went through netem: the fault did not take place",

@@ -49,7 +49,7 @@ pub fn inspect(host: &Host, timeout: Duration, interrupt: &Interrupt) -> Result<
         timeout,
         interrupt: Some(interrupt),
     };
-    let answer = host.run(SCRIPT, limit).map_err(|error| {
+    let answer = host.ask(SCRIPT, limit).map_err(|error| {
         if error
             .downcast_ref::<crate::interrupt::Interrupted>()
             .is_some()

@@ -12,7 +12,7 @@ use crate::klog::watch::Watch;
 pub(super) type Resources = Option<String>;
 
 pub(super) fn resources(host: &Host, limit: Limit<'_>) -> Result<Resources> {
-    let printed = host.run("rdma resource 2>/dev/null || :", limit)?;
+    let printed = host.ask("rdma resource 2>/dev/null || :", limit)?;
     let printed = printed.trim();
     Ok((!printed.is_empty()).then(|| printed.to_string()))
 }
