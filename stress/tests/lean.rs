@@ -14,7 +14,15 @@ fn programs() -> Option<&'static Path> {
         if groups().is_none() || !nix::unistd::geteuid().is_root() {
             return None;
         }
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        // Containers do not see what is below /tmp.
+        let hidden = target.starts_with("/tmp");
+        let base = if hidden {
+            Path::new("/var/tmp")
+        } else {
+            target
+        };
+        let out = base.join("mitosis-lean-programs");
         let built = Command::new("make")
             .arg("-C")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("cpp"))
@@ -86,6 +94,20 @@ fn state(programs: &Path, secret: &str) -> String {
 
 fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn what_containers_cannot_see_is_not_shared() {
+    let Some(programs) = programs() else { return };
+    let mut command = Command::new(LEAN);
+    command.args(["run", "--state", "0", "--share", "/tmp", "program"]);
+    let output = command.arg(programs.join("counter")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success());
+    assert!(
+        text.contains("/tmp: cannot be shared, as each container has a /tmp of its own"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -35,6 +35,12 @@ impl Root {
             if !path.is_absolute() || path.parent().is_none() {
                 bail!("{}: not an absolute path below the root", path.display());
             }
+            if path.starts_with("/tmp") {
+                bail!(
+                    "{}: cannot be shared, as each container has a /tmp of its own; put it elsewhere",
+                    path.display()
+                );
+            }
         }
         unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace; it takes root")?;
         let none: Option<&str> = None;
