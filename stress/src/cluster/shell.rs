@@ -8,6 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
+use nix::sys::signal::{killpg, Signal};
+use nix::unistd::Pid;
 
 use super::Host;
 use crate::interrupt::Interrupt;
@@ -179,7 +181,10 @@ fn finish(command: &mut Command, input: Vec<u8>, limit: Limit<'_>) -> Result<Fin
         }
         thread::sleep(TICK);
     };
-    let _ = child.kill();
+    // With all that it has begun: its group is its own.
+    if let Ok(group) = i32::try_from(child.id()) {
+        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
     let _ = child.wait();
     Err(reason)
 }
