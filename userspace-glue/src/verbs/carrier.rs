@@ -23,6 +23,12 @@ use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind, PeerId, Waker
 /// After how many looks that found nothing the device is asked whether it is still there.
 const IDLE_LOOKS: u32 = 4096;
 
+/// How long the device's own account of a failure is waited for.
+const NEWS: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
 /// How a fabric over verbs is set up. The default suits a server of some hundred clients.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -209,6 +215,15 @@ impl Verbs {
         }
     }
 
+    /// Why a queue fails: what happened to its device is told a little later than the work that it flushes.
+    #[cold]
+    fn reason_of(&self, error: FabricError) -> FabricError {
+        let context = self.port.context();
+        let mut events = [PollFd::from_borrowed_fd(context.events(), PollFlags::IN)];
+        let _ = poll(&mut events, Some(&NEWS));
+        self.check().err().unwrap_or(error)
+    }
+
     /// Whom a datagram came from. `Ok(None)` if it is given back, or waits until its sender is found.
     #[inline]
     fn sender(&mut self, arrived: Arrived) -> Result<Option<(PeerId, Arrived)>, FabricError> {
@@ -310,7 +325,8 @@ impl Fabric for Verbs {
             if let Some(met) = self.met()? {
                 break met;
             }
-            let Some(arrived) = self.endpoint.receive()? else {
+            let arrived = self.endpoint.receive();
+            let Some(arrived) = arrived.map_err(|error| self.reason_of(error))? else {
                 if self.port.is_soft() {
                     // What is looked for may need this processor to arrive.
                     std::thread::yield_now();
