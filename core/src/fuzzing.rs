@@ -207,6 +207,9 @@ fn injected(server: &mut Server<'_>, from: u32, bytes: &[u8]) {
         Action::Send(transmission) => {
             assert_eq!(owner, Some(from), "a saved reply goes to its owner alone");
             sent(Some(transmission), &out);
+            while let Some(transmission) = server.poll_transmit(&mut out) {
+                sent(Some(transmission), &out);
+            }
         }
         Action::Ignore(_) | Action::Done => {}
     }
@@ -331,23 +334,39 @@ impl<'a> Pair<'a> {
             }
             Action::Dispatch(request) => {
                 let done = server.complete(&request.dispatched, Ok(self.reply_len), &mut out);
-                sent(done, &out)
+                self.deliver(server, done, &mut out);
+                return true;
             }
             Action::Segment(segment) if segment.complete => {
                 let done = server.complete(&segment.dispatched, Ok(self.reply_len), &mut out);
-                sent(done, &out)
+                self.deliver(server, done, &mut out);
+                return true;
             }
             Action::Segment(segment) => {
                 let answer = out.get(..segment.answer_len).unwrap_or_default();
                 Vec::from_slice(answer).unwrap_or_default()
             }
-            Action::Send(transmission) => sent(Some(transmission), &out),
+            Action::Send(transmission) => {
+                self.deliver(server, Some(transmission), &mut out);
+                return true;
+            }
             Action::Ignore(_) | Action::Done => Vec::new(),
         };
         if !answer.is_empty() {
             assert!(self.link.push_back(answer).is_ok());
         }
         true
+    }
+
+    /// Puts a part of a reply on the link, and those that follow it.
+    fn deliver(&mut self, server: &mut Server<'_>, first: Option<Transmission>, out: &mut [u8]) {
+        let mut next = first;
+        while let Some(transmission) = next {
+            let more = transmission.more;
+            assert!(self.link.push_back(sent(Some(transmission), out)).is_ok());
+            next = server.poll_transmit(out);
+            assert_eq!(next.is_some(), more);
+        }
     }
 }
 
@@ -462,6 +481,7 @@ pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
             Message::Fetch {
                 message_len,
                 offset: 216,
+                parts: 3,
             },
         ),
         ("error-no-such-rpc", session, 1, error(ErrorCode::NoSuchRpc)),

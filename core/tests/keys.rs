@@ -218,6 +218,7 @@ fn a_replayed_connect_yields_a_session_that_nobody_can_open() {
     let fetch = Message::Fetch {
         message_len: 2000,
         offset: 984,
+        parts: 1,
     };
     for (number, message) in [
         (1, request),

@@ -2,10 +2,10 @@
 
 mod network;
 
-use mitosis_core::rpc::client::{CallError, ClientConfig, Event, RequestId};
-use mitosis_core::rpc::server::{Closed, ServerConfig};
+use mitosis_core::rpc::client::{CallError, ClientConfig, Event, Granted, RequestId};
+use mitosis_core::rpc::server::{Action, Closed, ServerConfig, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
-use mitosis_core::wire::{ErrorCode, Kind, Message, Part, HEADER_LEN, MAX_MESSAGE};
+use mitosis_core::wire::{ErrorCode, Kind, Message, Part, HEADER_LEN, MAX_FETCH, MAX_MESSAGE};
 use network::{
     bytes_of, client_config, is_reply, lose, Fate, Network, ECHO, FAILING, LENGTH, MS, SERVER,
 };
@@ -55,16 +55,40 @@ fn messages_of_every_length_travel_both_ways() {
             };
             assert_eq!(message_len as usize, len);
             assert_eq!(network.executed, [(ECHO, payload)]);
-            // One answer a datagram: a credit return or the reply, and the rest of it by wishes.
             let parts = len.div_ceil(full).max(1) as u32;
             assert_eq!(network.sent(Kind::Request), parts);
-            assert_eq!(network.sent(Kind::CreditReturn), parts - 1);
-            assert_eq!(network.sent(Kind::Fetch), parts - 1);
+            // Credits come back in runs, and parts of the reply are asked for in runs.
+            let (returns, wishes) = runs(&network.peers[place].client.granted(), parts);
+            assert_eq!(network.sent(Kind::CreditReturn), returns, "{len}");
+            assert_eq!(network.sent(Kind::Fetch), wishes, "{len}");
             assert_eq!(network.sent(Kind::Reply), parts);
             assert_eq!(network.rejected, []);
             assert_eq!(network.now_ns, 0, "nothing waited for a timer");
         }
     }
+}
+
+/// How many CreditReturns and Fetches a message of so many parts takes that nothing disturbs.
+fn runs(granted: &Granted, parts: u32) -> (u32, u32) {
+    let (credits, slots) = (u32::from(granted.credits), u32::from(granted.slots));
+    let run = match parts * slots <= credits {
+        true => parts,
+        false => 1 + (credits / (2 * slots)).min(15),
+    };
+    let returns = (parts - 1) / run;
+    // As many as no return has answered come by themselves.
+    let unasked = 1 + (parts - 1) % run;
+    let (mut left, mut in_flight, mut wishes) = (parts - unasked, unasked - 1, 0);
+    while left > 0 {
+        if in_flight > credits / 2 {
+            in_flight = credits / 2;
+        }
+        let asked = left.min(credits - in_flight).min(MAX_FETCH);
+        left -= asked;
+        in_flight += asked;
+        wishes += 1;
+    }
+    (returns, wishes)
 }
 
 #[test]
@@ -73,7 +97,8 @@ fn a_reply_may_be_long_where_the_request_is_short() {
     let event = network.call(place, LENGTH, &100_000_u32.to_le_bytes());
     assert!(is_reply(&event));
     assert_eq!(network.sent(Kind::Request), 1);
-    assert_eq!(network.sent(Kind::Fetch), 100_000_u32.div_ceil(2008) - 1);
+    // 49 parts are asked for with 8 credits: 8 at once, and 4 whenever half of them are back.
+    assert_eq!(network.sent(Kind::Fetch), 1 + 41_u32.div_ceil(4));
 }
 
 #[test]
@@ -285,6 +310,7 @@ fn wishes_are_checked() {
     let fetch = |message_len, offset| Message::Fetch {
         message_len,
         offset,
+        parts: 1,
     };
     network.serve(place, &bytes_of(session, 1, 0, fetch(3000, 984)));
     assert_eq!(network.sent(Kind::Reply), replies + 1);
@@ -300,6 +326,63 @@ fn wishes_are_checked() {
     network.serve(place, &bytes_of(session, 1, 1, fetch(3000, 984)));
     assert_eq!(network.server.counters().ignored_stale, 2);
     assert_eq!(network.sent(Kind::Reply), replies + 1);
+
+    // As many parts as are asked for, but none behind the end.
+    for (offset, parts, sent) in [(984, 2, 2), (984, 3, 3), (984, MAX_FETCH, 3), (2952, 2, 1)] {
+        let replies = network.sent(Kind::Reply);
+        let fetch = Message::Fetch {
+            message_len: 3000,
+            offset,
+            parts,
+        };
+        network.serve(place, &bytes_of(session, 1, 0, fetch));
+        assert_eq!(network.sent(Kind::Reply), replies + sent);
+    }
+}
+
+#[test]
+fn parts_that_are_not_taken_are_forgotten() {
+    let (mut network, place) = pair(1024, 8);
+    let session = network.peers[place].client.session();
+    let asked = 3000_u32.to_le_bytes();
+    assert!(is_reply(&network.call(place, LENGTH, &asked)));
+    let fetch = Message::Fetch {
+        message_len: 3000,
+        offset: 984,
+        parts: 3,
+    };
+    let peer = network.peers[place].id;
+    let mut out = [0; ANSWER_LEN];
+    let fetch = bytes_of(session, 1, 0, fetch);
+    let server = &mut network.server;
+    let first = server.handle_datagram(0, peer, &fetch, &mut out);
+    assert!(matches!(first, Action::Send(sent) if sent.payload == (984..1968)));
+    let next = server.poll_transmit(&mut out).unwrap();
+    assert_eq!(next.payload, 1968..2952);
+    assert!(next.again, "it was sent with the call");
+    // The slot has a new request: what was left of the old reply is nobody's.
+    assert!(is_reply(&network.call(place, LENGTH, &asked)));
+    assert_eq!(network.server.poll_transmit(&mut out), None);
+}
+
+#[test]
+fn credits_return_before_all_slots_together_have_used_them_up() {
+    for (credits, slots) in [(1, 1), (2, 1), (3, 2), (8, 8), (20, 4), (32, 1)] {
+        let mut network = Network::new(16);
+        let place = network.add_client_with(ClientConfig {
+            datagram_len: 1024,
+            slots,
+            credits,
+            max_message_len: MAX_MESSAGE,
+            ..client_config(0)
+        });
+        assert_eq!(network.connect(place), [Event::Connected]);
+        for number in 0..slots as u8 {
+            network.start_call(place, ECHO, &vec![number; 20_000]);
+        }
+        assert_eq!(network.settle().len(), usize::from(slots));
+        assert_eq!(network.now_ns, 0, "nothing waited for a timer");
+    }
 }
 
 #[test]

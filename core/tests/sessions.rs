@@ -203,6 +203,7 @@ fn a_session_answers_only_its_own_peer() {
         Message::Fetch {
             message_len: 2000,
             offset: 984,
+            parts: 1,
         },
     ] {
         let request = match message.kind() {

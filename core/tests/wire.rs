@@ -3,7 +3,7 @@
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{
     Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Malformed, Message, Part, Reason, Refusal,
-    HEADER_LEN, MAX_DATAGRAM, MAX_MESSAGE,
+    HEADER_LEN, MAX_DATAGRAM, MAX_FETCH, MAX_MESSAGE,
 };
 use proptest::prelude::*;
 
@@ -82,6 +82,7 @@ fn examples() -> Vec<Datagram<'static>> {
             Message::Fetch {
                 message_len,
                 offset,
+                parts: 4,
             },
         ),
     ]
@@ -141,7 +142,7 @@ fn golden_bytes_of_every_kind() {
         golden(8, SOME, [6, 0, 0], [0, 0], b""),
         golden(9, SOME, [6, 0, 0], [0, 0], b""),
         golden(10, SOME, CALL, [0x32, 0x20], b""),
-        golden(11, SOME, CALL, [0x32, 0x20], b""),
+        golden(11, SOME, [5, 4, 3], [0x32, 0x20], b""),
     ];
     for (datagram, expected) in examples().iter().zip(expected) {
         assert_eq!(bytes_of(datagram), expected, "{datagram:?}");
@@ -234,7 +235,7 @@ fn fields_that_a_kind_does_not_have_must_be_zero() {
                 Some(Malformed::Field { what: "slot", .. })
             ));
         }
-        if !matches!(kind, Kind::Request | Kind::Error) {
+        if !matches!(kind, Kind::Request | Kind::Error | Kind::Fetch) {
             assert!(matches!(
                 refused(24),
                 Some(Malformed::Field { what: "code", .. })
@@ -353,6 +354,7 @@ fn a_part_lies_in_its_message() {
             Message::Fetch {
                 message_len,
                 offset,
+                parts: 1,
             },
             Message::CreditReturn {
                 message_len,
@@ -365,6 +367,33 @@ fn a_part_lies_in_its_message() {
             });
             assert_eq!(Datagram::parse(&bytes).is_ok(), fits, "{message:?}");
         }
+    }
+}
+
+#[test]
+fn a_fetch_asks_for_some_parts_and_not_for_many() {
+    for (parts, fits) in [
+        (0, false),
+        (1, true),
+        (MAX_FETCH, true),
+        (MAX_FETCH + 1, false),
+    ] {
+        let message = Message::Fetch {
+            message_len: 2,
+            offset: 1,
+            parts,
+        };
+        let bytes = bytes_of(&Datagram {
+            message,
+            ..examples()[10]
+        });
+        let refused = Malformed::Field {
+            what: "number of parts",
+            found: u64::from(parts),
+        };
+        let parsed = Datagram::parse(&bytes);
+        assert_eq!(parsed.is_ok(), fits);
+        assert!(fits || parsed == Err(refused));
     }
 }
 
@@ -402,6 +431,7 @@ proptest! {
         slot: u16,
         offset in 0..MAX_MESSAGE / 2,
         after in 0..MAX_MESSAGE / 3,
+        parts in 1..=MAX_FETCH,
         payload in proptest::collection::vec(any::<u8>(), 1..MAX_DATAGRAM - HEADER_LEN),
     ) {
         let message_len = offset + payload.len() as u32 + after;
@@ -413,7 +443,7 @@ proptest! {
             Message::Reply(part),
             Message::Request { rpc_id, part: whole },
             Message::Reply(whole),
-            Message::Fetch { message_len: message_len + 1, offset },
+            Message::Fetch { message_len: message_len + 1, offset, parts },
             Message::CreditReturn { message_len: message_len + 1, offset },
         ] {
             let datagram = Datagram { session, request: RequestId(request), slot, message };

@@ -122,7 +122,8 @@ void mitosis_qp_destroy(struct ib_qp *qp);
 u32 mitosis_qp_num(const struct ib_qp *qp);
 int mitosis_post_receives(struct ib_qp *qp,
 			  const struct mitosis_receive *receives, u32 count);
-int mitosis_post_send(struct ib_qp *qp, const struct mitosis_send *send);
+int mitosis_post_sends(struct ib_qp *qp, const struct mitosis_send *sends,
+		       u32 count, u32 *posted);
 struct ib_ah *mitosis_ah_from_completion(struct ib_pd *pd, u32 port_num,
 					 const struct mitosis_completion *completion,
 					 const u8 *grh, int *error);

@@ -8,6 +8,7 @@
 #include "shim.h"
 
 #define MITOSIS_BATCH 16
+#define MITOSIS_SENDS 8
 #define MITOSIS_GRH_LEN sizeof(struct ib_grh)
 
 static_assert(sizeof(struct ib_grh) == 40);
@@ -179,42 +180,59 @@ int mitosis_post_receives(struct ib_qp *qp,
 	return ib_post_recv(qp, wrs, NULL);
 }
 
-int mitosis_post_send(struct ib_qp *qp, const struct mitosis_send *send)
+/* One doorbell for all. On an error *posted says how many the device has. */
+int mitosis_post_sends(struct ib_qp *qp, const struct mitosis_send *sends,
+		       u32 count, u32 *posted)
 {
-	struct ib_sge sges[MITOSIS_PIECES];
-	struct ib_ud_wr wr = {
-		.wr = {
-			.wr_id = send->wr_id,
-			.sg_list = sges,
-			.num_sge = send->piece_count,
-			.opcode = IB_WR_SEND,
-			.send_flags = send->signaled ? IB_SEND_SIGNALED : 0,
-		},
-		.ah = send->ah,
-		.remote_qpn = send->remote_qpn,
-		.remote_qkey = send->remote_qkey,
-	};
-	u32 i;
+	struct ib_sge sges[MITOSIS_SENDS][MITOSIS_PIECES];
+	struct ib_ud_wr wrs[MITOSIS_SENDS];
+	const struct ib_send_wr *bad = NULL;
+	u32 i, j;
 	int ret;
 
-	if (send->piece_count > MITOSIS_PIECES)
+	*posted = 0;
+	if (!count || count > MITOSIS_SENDS)
 		return -EINVAL;
-	for (i = 0; i < send->piece_count; i++) {
-		sges[i] = (struct ib_sge){
-			.addr = send->pieces[i].dma,
-			.length = send->pieces[i].len,
-			.lkey = qp->pd->local_dma_lkey,
+	for (i = 0; i < count; i++) {
+		const struct mitosis_send *send = &sends[i];
+
+		if (send->piece_count > MITOSIS_PIECES)
+			return -EINVAL;
+		for (j = 0; j < send->piece_count; j++) {
+			sges[i][j] = (struct ib_sge){
+				.addr = send->pieces[j].dma,
+				.length = send->pieces[j].len,
+				.lkey = qp->pd->local_dma_lkey,
+			};
+			ib_dma_sync_single_for_device(qp->device,
+						      sges[i][j].addr,
+						      sges[i][j].length,
+						      DMA_TO_DEVICE);
+		}
+		wrs[i] = (struct ib_ud_wr){
+			.wr = {
+				.next = i + 1 < count ? &wrs[i + 1].wr : NULL,
+				.wr_id = send->wr_id,
+				.sg_list = sges[i],
+				.num_sge = send->piece_count,
+				.opcode = IB_WR_SEND,
+				.send_flags = send->signaled ?
+						      IB_SEND_SIGNALED : 0,
+			},
+			.ah = send->ah,
+			.remote_qpn = send->remote_qpn,
+			.remote_qkey = send->remote_qkey,
 		};
-		ib_dma_sync_single_for_device(qp->device, sges[i].addr,
-					      sges[i].length, DMA_TO_DEVICE);
 	}
 	/*
 	 * Where a soft device sends in a tasklet, it runs as bottom halves are
 	 * enabled again, here, rather than when ksoftirqd is next scheduled.
 	 */
 	local_bh_disable();
-	ret = ib_post_send(qp, &wr.wr, NULL);
+	ret = ib_post_send(qp, &wrs[0].wr, &bad);
 	local_bh_enable();
+	for (i = 0; i < count && (!ret || &wrs[i].wr != bad); i++)
+		*posted += 1;
 	return ret;
 }
 

@@ -21,7 +21,7 @@ use crate::memory::{Table, PAGE_LEN};
 use crate::thread::{give_way, now_ns, Event};
 use crate::verbs::{
     Completion, CompletionQueue, Destination, Direction, MappedPage, Pieces, ProtectionDomain,
-    QueuePair, QueuePairConfig, Receive, BATCH, GRH_LEN,
+    QueuePair, QueuePairConfig, QueuedSend, Receive, BATCH, GRH_LEN, SENDS,
 };
 
 /// How many sends share one completion.
@@ -56,6 +56,19 @@ pub struct Endpoint<'a> {
     qp: QueuePair<'a>,
     outbox: Outbox<'a>,
     inbox: Inbox<'a>,
+    queued: Queued,
+}
+
+/// Datagrams to one destination that are posted together: see [`Endpoint::burst`].
+pub struct Burst<'e, 'a> {
+    endpoint: &'e mut Endpoint<'a>,
+    to: &'e Destination<'e>,
+}
+
+/// Sends that a burst has not posted yet; none while there is no burst.
+struct Queued {
+    sends: [QueuedSend; SENDS],
+    len: usize,
 }
 
 /// The receiving half.
@@ -121,7 +134,16 @@ impl<'a> Endpoint<'a> {
         // SAFETY: the queues, the ring and the headers stand after `qp` in the struct and are dropped after it; payloads
         // are held by owners that drop the endpoint first (`Connection`, `PortLine`, the flood).
         let qp = unsafe { QueuePair::new(port, pd, &outbox.cq, &inbox.cq, &config)? };
-        let mut endpoint = Endpoint { qp, outbox, inbox };
+        let queued = Queued {
+            sends: [QueuedSend::EMPTY; SENDS],
+            len: 0,
+        };
+        let mut endpoint = Endpoint {
+            qp,
+            outbox,
+            inbox,
+            queued,
+        };
         for index in 0..u64::from(recv_depth) {
             endpoint.give_back(index)?;
         }
@@ -211,8 +233,13 @@ impl<'a> Endpoint<'a> {
         Ok(())
     }
 
-    /// Sends the first `header_len` bytes of what [`Outbox::header`] gave, and after them `range` of `payload`.
-    /// `signaled` asks for a completion of its own, without which the ticket is not known to be over for long.
+    /// Datagrams to `to` that are posted together.
+    #[inline]
+    pub fn burst<'e>(&'e mut self, to: &'e Destination<'e>) -> Burst<'e, 'a> {
+        Burst { endpoint: self, to }
+    }
+
+    /// Sends one datagram: see [`Burst::send`].
     pub fn send(
         &mut self,
         to: &Destination<'_>,
@@ -220,14 +247,10 @@ impl<'a> Endpoint<'a> {
         payload: Option<(&PagedBuffer, Range<u32>)>,
         signaled: bool,
     ) -> Result<Ticket, Errno> {
-        let (page, offset) = header_place(self.outbox.posted + 1);
-        let page = self.outbox.headers.get(page).ok_or(Errno::INVALID)?;
-        let mut pieces = Pieces::default();
-        pieces.push(page, offset, header_len.min(HEADER_STRIDE));
-        if let Some((buffer, range)) = payload {
-            buffer.gather(range, &mut pieces);
-        }
-        self.post(to, &pieces, signaled)
+        let mut burst = self.burst(to);
+        let ticket = burst.send(header_len, payload, signaled)?;
+        burst.ring()?;
+        Ok(ticket)
     }
 
     /// Sends the first `len` bytes of a page of the caller's own; asks for a completion.
@@ -239,20 +262,82 @@ impl<'a> Endpoint<'a> {
     ) -> Result<Ticket, Errno> {
         let mut pieces = Pieces::default();
         pieces.push(page, 0, len);
-        self.post(to, &pieces, true)
+        let mut burst = self.burst(to);
+        let ticket = burst.queue(&pieces, true)?;
+        burst.ring()?;
+        Ok(ticket)
     }
+}
 
-    fn post(
+impl<'a> Burst<'_, 'a> {
+    /// Sends the first `header_len` bytes of what [`Outbox::header`] gave, and after them `range` of `payload`, with the
+    /// next [`Burst::ring`] at the latest. `signaled` asks for a completion of its own, without which the ticket is not
+    /// known to be over for long.
+    #[inline]
+    pub fn send(
         &mut self,
-        to: &Destination<'_>,
-        pieces: &Pieces,
+        header_len: usize,
+        payload: Option<(&PagedBuffer, Range<u32>)>,
         signaled: bool,
     ) -> Result<Ticket, Errno> {
-        let ticket = self.outbox.posted + 1;
+        let outbox = &self.endpoint.outbox;
+        let (page, offset) = header_place(outbox.posted + 1);
+        let page = outbox.headers.get(page).ok_or(Errno::INVALID)?;
+        let mut pieces = Pieces::default();
+        pieces.push(page, offset, header_len.min(HEADER_STRIDE));
+        if let Some((buffer, range)) = payload {
+            buffer.gather(range, &mut pieces);
+        }
+        self.queue(&pieces, signaled)
+    }
+
+    /// The sending half, for the next header.
+    #[inline]
+    pub fn outbox(&mut self) -> &mut Outbox<'a> {
+        &mut self.endpoint.outbox
+    }
+
+    #[inline]
+    fn queue(&mut self, pieces: &Pieces, signaled: bool) -> Result<Ticket, Errno> {
+        let Endpoint { outbox, queued, .. } = &mut *self.endpoint;
+        let ticket = outbox.posted + 1;
         let signaled = signaled || ticket.is_multiple_of(SIGNAL_INTERVAL);
-        self.qp.post_send(to, pieces, ticket, signaled)?;
-        self.outbox.posted = ticket;
+        let send = QueuedSend::new(self.to, pieces, ticket, signaled);
+        *queued.sends.get_mut(queued.len).ok_or(Errno::INVALID)? = send;
+        queued.len += 1;
+        outbox.posted = ticket;
+        if queued.len == queued.sends.len() {
+            self.ring()?;
+        }
         Ok(Ticket(ticket))
+    }
+
+    /// Posts what is queued: one doorbell. What cannot be posted is as if it had never been sent.
+    #[inline]
+    pub fn ring(&mut self) -> Result<(), Errno> {
+        let Endpoint {
+            qp, outbox, queued, ..
+        } = &mut *self.endpoint;
+        let len = core::mem::take(&mut queued.len);
+        match queued.sends.get(..len) {
+            Some(sends) if !sends.is_empty() => {
+                // SAFETY: all were queued by this burst, as it rings before it ends; their address handle is that of
+                // `self.to`, which it borrows.
+                let posted = unsafe { qp.post_sends(sends) };
+                posted.map_err(|(posted, errno)| {
+                    outbox.posted -= (len - posted.min(len)) as u64;
+                    errno
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Burst<'_, '_> {
+    fn drop(&mut self) {
+        // Only what an error left: who cares for it has rung.
+        let _ = self.ring();
     }
 }
 

@@ -268,7 +268,12 @@ extern "C" {
     pub fn mitosis_qp_destroy(qp: *mut IbQp);
     pub fn mitosis_qp_num(qp: *const IbQp) -> u32;
     pub fn mitosis_post_receives(qp: *mut IbQp, receives: *const Receive, count: u32) -> c_int;
-    pub fn mitosis_post_send(qp: *mut IbQp, send: *const Send) -> c_int;
+    pub fn mitosis_post_sends(
+        qp: *mut IbQp,
+        sends: *const Send,
+        count: u32,
+        posted: *mut u32,
+    ) -> c_int;
     pub fn mitosis_ah_from_completion(
         pd: *mut IbPd,
         port_num: u32,

@@ -18,6 +18,9 @@ pub use crate::ffi::{Completion, Receive};
 /// takes: the shim's MITOSIS_BATCH.
 pub const BATCH: usize = 16;
 
+/// How many sends share a doorbell at most: the shim's MITOSIS_SENDS, whose work requests lie on its stack.
+pub const SENDS: usize = 8;
+
 fn created<T>(object: *mut T, error: c_int) -> Result<NonNull<T>, Errno> {
     NonNull::new(object).ok_or(Errno(error))
 }
@@ -236,15 +239,55 @@ impl<'a> QueuePair<'a> {
         })
     }
 
-    /// Posts a send of what `pieces` gather, which must not be written until it has completed.
-    pub fn post_send(
-        &self,
-        to: &Destination<'_>,
-        pieces: &Pieces,
-        wr_id: u64,
-        signaled: bool,
-    ) -> Result<(), Errno> {
-        let send = ffi::Send {
+    /// Posts sends with one doorbell, whose pieces must not be written until they have completed. On an error, so many
+    /// have been posted nevertheless.
+    ///
+    /// # Safety
+    /// The address handles of `sends` are alive.
+    pub unsafe fn post_sends(&self, sends: &[QueuedSend]) -> Result<(), (usize, Errno)> {
+        let mut posted = 0;
+        // SAFETY: the buffers' memory outlives the queue pair, by the contract of `new`; QueuedSend is a transparent
+        // wrapper.
+        let result = unsafe {
+            ffi::mitosis_post_sends(
+                self.qp.as_ptr(),
+                sends.as_ptr().cast(),
+                sends.len() as u32,
+                &mut posted,
+            )
+        };
+        Errno::check(result).map_err(|errno| (posted as usize, errno))
+    }
+}
+
+/// A send that is ready to be posted. It refers to its address handle, but does not keep it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct QueuedSend(ffi::Send);
+
+// SAFETY: an address handle belongs to no thread, and is followed only in `post_sends`, whose caller vouches for it.
+unsafe impl Send for QueuedSend {}
+
+impl QueuedSend {
+    /// Nothing to send yet.
+    pub const EMPTY: QueuedSend = QueuedSend(ffi::Send {
+        ah: core::ptr::null_mut(),
+        wr_id: 0,
+        pieces: [ffi::Piece {
+            dma: 0,
+            len: 0,
+            reserved: 0,
+        }; ffi::PIECES],
+        piece_count: 0,
+        remote_qpn: 0,
+        remote_qkey: 0,
+        signaled: 0,
+    });
+
+    /// What `pieces` gather, to be sent to `to`.
+    #[inline]
+    pub fn new(to: &Destination<'_>, pieces: &Pieces, wr_id: u64, signaled: bool) -> QueuedSend {
+        QueuedSend(ffi::Send {
             ah: to.address.ah.as_ptr(),
             wr_id,
             pieces: pieces.pieces,
@@ -252,9 +295,7 @@ impl<'a> QueuePair<'a> {
             remote_qpn: to.qpn,
             remote_qkey: to.qkey,
             signaled: u32::from(signaled),
-        };
-        // SAFETY: the buffers' memory outlives the queue pair, by the contract of `new`.
-        Errno::check(unsafe { ffi::mitosis_post_send(self.qp.as_ptr(), &send) })
+        })
     }
 }
 

@@ -10,6 +10,7 @@
 
 pub mod client;
 mod counters;
+mod runs;
 pub mod server;
 
 use crate::wire::Malformed;

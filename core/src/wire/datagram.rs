@@ -1,6 +1,6 @@
 //! A whole datagram: the header and what its kind makes of the payload (wire.md §4 to §6).
 
-use super::{accept, confirm, connect, error, header, MAX_MESSAGE};
+use super::{accept, confirm, connect, error, header, MAX_FETCH, MAX_MESSAGE};
 use super::{
     Accept, BufferTooSmall, Confirm, Connect, Header, Kind, Malformed, Refusal, HEADER_LEN,
 };
@@ -116,12 +116,14 @@ pub enum Message<'d> {
         /// Where the part ended: everything before has arrived.
         offset: u32,
     },
-    /// The client wants a part of a Reply, not the first.
+    /// The client wants parts of a Reply, but not the first.
     Fetch {
         /// Length of the reply in bytes.
         message_len: u32,
-        /// Where the part begins.
+        /// Where the first of them begins.
         offset: u32,
+        /// How many, one after another: 1 to [`MAX_FETCH`]. Fewer come if the reply ends before.
+        parts: u32,
     },
 }
 
@@ -192,8 +194,10 @@ impl<'d> Datagram<'d> {
 
     /// What is no part of a message.
     fn control(header: &Header, payload: &'d [u8]) -> Result<Message<'d>, Malformed> {
-        if header.kind != Kind::Error {
-            no_code(header)?;
+        match header.kind {
+            Kind::Error => {}
+            Kind::Fetch => fetch_code(header)?,
+            _ => no_code(header)?,
         }
         match header.kind {
             Kind::CreditReturn | Kind::Fetch => {
@@ -209,6 +213,7 @@ impl<'d> Datagram<'d> {
                     Kind::Fetch => Message::Fetch {
                         message_len,
                         offset,
+                        parts: header.code,
                     },
                     _ => Message::CreditReturn {
                         message_len,
@@ -319,11 +324,16 @@ impl<'d> Datagram<'d> {
             Message::CreditReturn {
                 message_len,
                 offset,
+            } => {
+                header.message_len_bytes = *message_len;
+                header.offset_bytes = *offset;
             }
-            | Message::Fetch {
+            Message::Fetch {
                 message_len,
                 offset,
+                parts,
             } => {
+                header.code = *parts;
                 header.message_len_bytes = *message_len;
                 header.offset_bytes = *offset;
             }
@@ -362,6 +372,16 @@ fn no_code(header: &Header) -> Result<(), Malformed> {
         });
     }
     Ok(())
+}
+
+fn fetch_code(header: &Header) -> Result<(), Malformed> {
+    if (1..=MAX_FETCH).contains(&header.code) {
+        return Ok(());
+    }
+    Err(Malformed::Field {
+        what: "number of parts",
+        found: u64::from(header.code),
+    })
 }
 
 /// A live session never has generation 0 (wire.md §7.1).

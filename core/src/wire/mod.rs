@@ -45,6 +45,10 @@ pub const MIN_DATAGRAM: usize = 256;
 /// (wire.md §9).
 pub const MAX_MESSAGE: u32 = 8 << 20;
 
+/// The most parts of a Reply that one Fetch asks for: enough that asking costs little beside what comes,
+/// and few enough that nobody else waits long for a server that sends them (wire.md §8.3).
+pub const MAX_FETCH: u32 = 16;
+
 /// Longest datagram that is no part of a message, in bytes: a Connect or an Accept.
 pub const MAX_CONTROL_LEN: usize = HEADER_LEN + connect::LEN;
 

@@ -401,7 +401,7 @@ impl Network {
                 if self.no_memory {
                     let error = Err(ErrorCode::Busy);
                     let sent = self.server.complete(&segment.dispatched, error, &mut out);
-                    self.send_transmission(sent, &out);
+                    self.send_transmission(sent, &mut out);
                     return;
                 }
                 let buffer = &mut self.requests[segment.dispatched.slot_index as usize];
@@ -411,16 +411,16 @@ impl Network {
                 assert_eq!(buffer.len(), segment.offset as usize, "in order, once each");
                 buffer.extend(segment.payload);
                 assert!(buffer.len() <= segment.message_len as usize);
-                assert_eq!(segment.complete, segment.answer_len == 0);
+                assert!(!segment.complete || segment.answer_len == 0);
                 if segment.complete {
                     assert_eq!(buffer.len(), segment.message_len as usize);
                     let payload = std::mem::take(buffer);
                     self.begin(segment.dispatched, segment.rpc_id, payload);
-                } else {
+                } else if segment.answer_len > 0 {
                     self.send(To::Client(from), &out[..segment.answer_len]);
                 }
             }
-            Action::Send(transmission) => self.send_transmission(Some(transmission), &out),
+            Action::Send(transmission) => self.send_transmission(Some(transmission), &mut out),
         }
         self.collect_closed();
     }
@@ -449,12 +449,20 @@ impl Network {
         };
         let mut out = [0; ANSWER_LEN];
         let sent = self.server.complete(dispatched, result, &mut out);
-        self.send_transmission(sent, &out);
+        self.send_transmission(sent, &mut out);
         self.collect_closed();
     }
 
-    fn send_transmission(&mut self, sent: Option<Transmission>, out: &[u8]) {
-        let Some(sent) = sent else { return };
+    fn send_transmission(&mut self, first: Option<Transmission>, out: &mut [u8]) {
+        let mut next = first;
+        while let Some(sent) = next {
+            self.send_part(&sent, out);
+            next = self.server.poll_transmit(out);
+            assert_eq!(next.is_some(), sent.more);
+        }
+    }
+
+    fn send_part(&mut self, sent: &Transmission, out: &[u8]) {
         let place = self.peers.iter().position(|peer| peer.id == sent.peer);
         let range = sent.payload.start as usize..sent.payload.end as usize;
         let mut datagram = out[..sent.header_len].to_vec();

@@ -208,17 +208,17 @@ impl<'a> Connection<'a> {
     fn transmit(&mut self, now_ns: u64) -> Result<(), CallerFailure> {
         let to = self.route.destination();
         let kernel = |errno| CallerFailure::Kernel("cannot send", errno);
+        let mut burst = self.endpoint.burst(&to);
         loop {
-            let header = self.endpoint.outbox().header().map_err(kernel)?;
+            let header = burst.outbox().header().map_err(kernel)?;
             let Some(transmit) = self.client.poll_transmit(now_ns, header) else {
-                return Ok(());
+                return burst.ring().map_err(kernel);
             };
             let payload = transmit
                 .payload
                 .map(|payload| (&self.request, payload.range));
-            let ticket = self
-                .endpoint
-                .send(&to, transmit.header_len, payload, transmit.again)
+            let ticket = burst
+                .send(transmit.header_len, payload, transmit.again)
                 .map_err(kernel)?;
             if transmit.again {
                 self.repeated = ticket;

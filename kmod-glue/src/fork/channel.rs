@@ -243,17 +243,16 @@ impl Channel {
 
     fn transmit(&mut self, now_ns: u64) -> Result<(), ChannelError> {
         let to = self.route.destination();
+        let mut burst = self.endpoint.burst(&to);
         loop {
-            let header = self.endpoint.outbox().header()?;
+            let header = burst.outbox().header()?;
             let Some(transmit) = self.client.poll_transmit(now_ns, header) else {
-                return Ok(());
+                return Ok(burst.ring()?);
             };
             let payload = transmit
                 .payload
                 .map(|payload| (&self.request, payload.range));
-            let ticket = self
-                .endpoint
-                .send(&to, transmit.header_len, payload, transmit.again)?;
+            let ticket = burst.send(transmit.header_len, payload, transmit.again)?;
             if transmit.again {
                 self.repeated = ticket;
             }

@@ -88,7 +88,7 @@ enum Next {
     Nothing,
     /// So many bytes of the header, to the datagram's source.
     Answer(usize),
-    /// A part of a reply.
+    /// A part of a reply, and those that the core gives after it.
     Reply(Transmission),
 }
 
@@ -308,7 +308,10 @@ impl<S: Service> Serving<'_, S> {
                     Some(slot) => match slot.take(&segment, pd, &mut self.budget) {
                         Err(code) => Err(code.into()),
                         Ok(()) if !segment.complete => {
-                            return Ok(Next::Answer(segment.answer_len));
+                            return Ok(match segment.answer_len {
+                                0 => Next::Nothing,
+                                len => Next::Answer(len),
+                            });
                         }
                         Ok(()) => {
                             let (request, room) =
@@ -335,18 +338,29 @@ impl<S: Service> Serving<'_, S> {
         Ok(())
     }
 
+    /// Sends a reply's part, and those that the core gives after it.
     #[inline]
-    fn send_reply(&mut self, port: usize, transmission: &Transmission) -> Result<(), Errno> {
-        let (Some(line), Some(peer)) =
-            (self.lines.get_mut(port), self.peers.peer(transmission.peer))
+    fn send_reply(&mut self, port: usize, first: &Transmission) -> Result<(), Errno> {
+        let (Some(line), Some(peer)) = (self.lines.get_mut(port), self.peers.peer(first.peer))
         else {
             return Ok(());
         };
-        let slot = line.slots.get_mut(transmission.slot_index as usize);
-        match slot {
-            Some(slot) => slot.send(&mut line.endpoint, &destination(peer), transmission),
-            None => Ok(()),
+        let Some(slot) = line.slots.get_mut(first.slot_index as usize) else {
+            return Ok(());
+        };
+        let to = destination(peer);
+        let mut burst = line.endpoint.burst(&to);
+        slot.send(&mut burst, first)?;
+        let mut more = first.more;
+        while more {
+            let header = burst.outbox().header()?;
+            let Some(next) = self.core.poll_transmit(header) else {
+                break;
+            };
+            slot.send(&mut burst, &next)?;
+            more = next.more;
         }
+        burst.ring()
     }
 
     /// Lets go of what ended sessions had.

@@ -8,10 +8,10 @@ use mitosis_core::rpc::server::{Segment, Transmission};
 use mitosis_core::wire::ErrorCode;
 
 use crate::buffer::PagedBuffer;
-use crate::endpoint::{Endpoint, Outbox, Ticket};
+use crate::endpoint::{Burst, Outbox, Ticket};
 use crate::errno::Errno;
 use crate::memory::PAGE_LEN;
-use crate::verbs::{Destination, ProtectionDomain};
+use crate::verbs::ProtectionDomain;
 
 /// Pages for long messages that may still be taken.
 pub struct Budget {
@@ -132,24 +132,26 @@ impl SlotBuffers {
     #[inline]
     pub fn send(
         &mut self,
-        endpoint: &mut Endpoint<'_>,
-        to: &Destination<'_>,
+        burst: &mut Burst<'_, '_>,
         transmission: &Transmission,
     ) -> Result<(), Errno> {
         let Some(reply) = &mut self.reply else {
             // An Error to a request that never had a buffer.
-            endpoint.send(to, transmission.header_len, None, false)?;
+            burst.send(transmission.header_len, None, false)?;
             return Ok(());
         };
-        let signaled = transmission.again || reply.buffer.more_pages() > 0;
+        let awaited = transmission.again || reply.buffer.more_pages() > 0;
+        // Sends complete in order: the last of those that follow one another tells of all.
+        let signaled = transmission.again || awaited && !transmission.more;
         let payload = Some((&reply.buffer, transmission.payload.clone()));
-        let ticket = endpoint.send(to, transmission.header_len, payload, signaled)?;
-        if signaled {
+        let ticket = burst.send(transmission.header_len, payload, signaled)?;
+        if awaited {
             reply.ticket = ticket;
         }
         if transmission.again {
             // The client's next request proves that it has a reply, not that the repetition has left this buffer.
-            endpoint.outbox().wait_sent(ticket)?;
+            burst.ring()?;
+            burst.outbox().wait_sent(ticket)?;
         }
         Ok(())
     }

@@ -57,7 +57,7 @@ enum Next {
     Answer(usize),
     /// The same, and they grant a session.
     Opened(usize),
-    /// A part of a reply.
+    /// A part of a reply, and those that the core gives after it.
     Reply(Transmission),
 }
 
@@ -183,7 +183,7 @@ impl<F: Fabric> Serving<F> {
             decide(core, action, handlers, slots, out)
         });
         match next {
-            Next::Reply(sent) => self.send_reply(&sent)?,
+            Next::Reply(sent) => self.send_replies(&sent)?,
             Next::Answer(len) => self.fabric.send(from, &self.out[..len], &[])?,
             Next::Opened(len) => self.meet(from, len)?,
             Next::Nothing => {}
@@ -200,6 +200,29 @@ impl<F: Fabric> Serving<F> {
         let payload = slot.and_then(|slot| slot.reply.get(range));
         self.fabric
             .send(sent.peer, header, payload.unwrap_or_default())
+    }
+
+    #[inline(always)]
+    fn send_replies(&mut self, first: &Transmission) -> Result<(), FabricError> {
+        self.send_reply(first)?;
+        if first.more {
+            self.send_more()?;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn send_more(&mut self) -> Result<(), FabricError> {
+        loop {
+            let out = &mut self.out;
+            let next = self
+                .core
+                .with_dependent_mut(|_, core| core.poll_transmit(out));
+            match next {
+                Some(sent) => self.send_reply(&sent)?,
+                None => return Ok(()),
+            }
+        }
     }
 
     /// A session has been opened.
@@ -282,7 +305,12 @@ fn decide(
             (request.dispatched, result.unwrap_or(Err(ErrorCode::Busy)))
         }
         Action::Segment(segment) => match slots.take(&segment) {
-            Ok(()) if !segment.complete => return Next::Answer(segment.answer_len),
+            Ok(()) if !segment.complete => {
+                return match segment.answer_len {
+                    0 => Next::Nothing,
+                    len => Next::Answer(len),
+                }
+            }
             Ok(()) => {
                 let result = slots.reply(segment.dispatched.slot_index, |slot| {
                     handlers.run(segment.rpc_id, &slot.request, &mut slot.reply)

@@ -1,8 +1,10 @@
 //! One slot's call: what has been sent, what has come, when to send again (wire.md §8).
 
+use super::event::Granted;
 use super::rtt::{one_more, RoundTrip};
+use crate::rpc::runs::unanswered;
 use crate::rpc::Rejected;
-use crate::wire::{part_len, Part};
+use crate::wire::{part_len, Part, MAX_FETCH};
 
 /// What is being carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -10,7 +12,7 @@ enum Phase {
     /// The request: each part is answered, the last by the reply's first.
     #[default]
     Asking,
-    /// The reply: each part but the first is asked for.
+    /// The reply: all parts but the first are asked for.
     Fetching,
 }
 
@@ -43,12 +45,23 @@ pub struct CallSlot {
     all_sent: bool,
 }
 
+/// How much a session may carry.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    /// Length of a full part in bytes.
+    pub(super) part_len: u32,
+    /// Datagrams that may be unanswered.
+    pub(super) credits: u16,
+    /// Those that are, of all slots.
+    pub(super) in_flight: u16,
+}
+
 /// What to send for a slot.
 pub(super) enum Outgoing {
     /// A part of the request.
     Part { offset: u32, len: u32, again: bool },
-    /// A wish for the reply's part at `offset`.
-    Wish { offset: u32 },
+    /// A wish for so many of the reply's parts, from `offset` on.
+    Wish { offset: u32, parts: u16 },
 }
 
 /// A part of the reply that came in its turn.
@@ -110,29 +123,61 @@ impl CallSlot {
 
     /// Hands out the next part, and says whether it is the last for now.
     #[inline(always)]
-    pub(super) fn send(&mut self, now_ns: u64, limit: u32, trip: &RoundTrip) -> (Outgoing, bool) {
-        let offset = self.next;
-        let message_len = self.message_len();
-        let len = part_len(message_len, offset, limit);
+    pub(super) fn send(&mut self, now_ns: u64, room: Room, trip: &RoundTrip) -> (Outgoing, bool) {
+        if self.phase == Phase::Fetching {
+            return self.wish(now_ns, room, trip);
+        }
+        let (offset, message_len) = (self.next, self.request_len);
+        let len = part_len(message_len, offset, room.part_len);
+        let (end, again) = self.sent(now_ns, offset, len, trip);
+        self.next = end;
+        self.in_flight = self.in_flight.wrapping_add(1);
+        let last = end >= message_len;
+        self.all_sent |= last;
+        (Outgoing::Part { offset, len, again }, last)
+    }
+
+    /// Asks for as many parts as there are credits for, and rests until half of the credits are
+    /// back: a wish for each part would double the datagrams (wire.md §8.3).
+    #[inline(never)]
+    fn wish(&mut self, now_ns: u64, room: Room, trip: &RoundTrip) -> (Outgoing, bool) {
+        let (offset, message_len) = (self.next, self.reply_len);
+        let left = message_len
+            .saturating_sub(offset)
+            .div_ceil(room.part_len.max(1));
+        let free = u32::from(room.credits.saturating_sub(room.in_flight));
+        // At most MAX_FETCH.
+        let parts = left.min(free).clamp(1, MAX_FETCH) as u16;
+        let first_len = part_len(message_len, offset, room.part_len);
+        self.sent(now_ns, offset, first_len, trip);
+        let len = u32::from(parts).saturating_mul(room.part_len);
+        self.next = offset.saturating_add(len).min(message_len);
+        self.in_flight = self.in_flight.saturating_add(parts);
+        (
+            Outgoing::Wish { offset, parts },
+            !self.wants_more(room.credits),
+        )
+    }
+
+    /// Whether it is time to ask for more parts of the reply.
+    #[inline]
+    pub(super) fn wants_more(&self, credits: u16) -> bool {
+        self.phase == Phase::Fetching && self.next < self.reply_len && self.in_flight <= credits / 2
+    }
+
+    /// Something is sent whose first answer is for the `len` bytes at `offset`. Returns their end, and
+    /// whether they were sent before.
+    #[inline(always)]
+    fn sent(&mut self, now_ns: u64, offset: u32, len: u32, trip: &RoundTrip) -> (u32, bool) {
         // Both lie in a message of at most MAX_MESSAGE bytes.
         let end = offset.wrapping_add(len);
         let again = offset < self.resent_end;
-        self.next = end;
-        self.in_flight = self.in_flight.wrapping_add(1);
         if self.sampled_at_ns == 0 && !again && trip.wants(self.request) {
             self.sampled_at_ns = now_ns.max(1);
             self.sample_end = end;
         }
         self.resend_at_ns = now_ns.wrapping_add(trip.interval_ns(self.retreats));
-        let last = end >= message_len;
-        let outgoing = match self.phase {
-            Phase::Asking => {
-                self.all_sent |= last;
-                Outgoing::Part { offset, len, again }
-            }
-            Phase::Fetching => Outgoing::Wish { offset },
-        };
-        (outgoing, last)
+        (end, again)
     }
 
     /// Takes a whole reply to a request that has been sent, and returns how many credits that
@@ -152,12 +197,11 @@ impl CallSlot {
         &mut self,
         now_ns: u64,
         part: &Part<'_>,
-        limit: u32,
-        max_message_len: u32,
+        room: &Granted,
         trip: &mut RoundTrip,
     ) -> Result<Incoming, Rejected> {
-        if part.payload_len() != part_len(part.message_len, part.offset, limit)
-            || part.message_len > max_message_len
+        if part.payload_len() != part_len(part.message_len, part.offset, room.part_len())
+            || part.message_len > room.max_message_len
         {
             return Err(Rejected::BadPart);
         }
@@ -170,19 +214,20 @@ impl CallSlot {
                 // Nothing can be the answer to half a question.
                 return Err(Rejected::BadPart);
             }
-            credits = self.in_flight;
+            let had = self.in_flight;
             self.measure(now_ns, u32::MAX, trip);
             if part.payload_len() == part.message_len {
                 return Ok(Incoming {
                     complete: true,
-                    credits,
+                    credits: had,
                 });
             }
             self.phase = Phase::Fetching;
             self.reply_len = part.message_len;
             self.answered = part.payload_len();
-            self.next = self.answered;
-            self.in_flight = 0;
+            self.await_run(room, had);
+            // Of what the request had unanswered, the parts that come by themselves keep their credits.
+            credits = had.saturating_sub(self.in_flight);
             self.resent_end = 0;
             self.sampled_at_ns = 0;
         } else {
@@ -206,6 +251,25 @@ impl CallSlot {
             complete: self.answered == self.reply_len,
             credits,
         })
+    }
+
+    /// The reply has begun: as many of its parts come by themselves as the request has parts that no
+    /// CreditReturn answers. If parts of the request have been repeated, so may its answer be, of which
+    /// only the first part comes then (wire.md §8.3).
+    fn await_run(&mut self, room: &Granted, had: u16) {
+        let parts = match self.resent_end {
+            0 => unanswered(self.request_len, room.part_len(), room.credits, room.slots),
+            _ => 1,
+        };
+        let run_len = parts.saturating_mul(room.part_len());
+        self.next = run_len.min(self.reply_len).max(self.answered);
+        let coming = self.next.saturating_sub(self.answered);
+        let coming = u16::try_from(coming.div_ceil(room.part_len().max(1)));
+        match coming {
+            Ok(coming) if coming < had => self.in_flight = coming,
+            // A server that has returned more than it should.
+            _ => (self.in_flight, self.next) = (0, self.answered),
+        }
     }
 
     /// Everything of the request up to `offset` has arrived. Returns how many credits that returned.

@@ -17,7 +17,7 @@ mod handshake;
 mod rtt;
 mod timers;
 
-use self::call::Outgoing;
+use self::call::{Outgoing, Room};
 use self::rtt::RoundTrip;
 use super::Rejected;
 use crate::session::{SessionId, MAX_SLOTS};
@@ -245,12 +245,16 @@ impl<'a> Client<'a> {
         let turned = self.ready.rotate_right(self.turn);
         let slot = turned.trailing_zeros().wrapping_add(self.turn) & 63;
         let place = self.slots.get_mut(slot as usize)?;
-        let (outgoing, last) = place.send(now_ns, self.granted.part_len(), &self.trip);
+        let room = Room {
+            part_len: self.granted.part_len(),
+            credits: self.granted.credits,
+            in_flight: self.in_flight,
+        };
+        let (outgoing, last) = place.send(now_ns, room, &self.trip);
         if last {
             self.ready &= !(1_u64.wrapping_shl(slot));
         }
         self.turn = slot.wrapping_add(1) & 63;
-        self.in_flight = self.in_flight.wrapping_add(1);
         self.calls_at_ns = self.calls_at_ns.min(place.resend_at_ns);
         let slot = slot as u16;
         let mut fields = Header {
@@ -270,6 +274,7 @@ impl<'a> Client<'a> {
         };
         match outgoing {
             Outgoing::Part { offset, len, again } => {
+                self.in_flight = self.in_flight.wrapping_add(1);
                 fields.offset_bytes = offset;
                 fields.payload_len_bytes = len as u16;
                 transmit.again = again;
@@ -278,9 +283,10 @@ impl<'a> Client<'a> {
                     transmit.payload = Some(Payload { slot, range });
                 }
             }
-            Outgoing::Wish { offset } => {
+            Outgoing::Wish { offset, parts } => {
+                self.in_flight = self.in_flight.saturating_add(parts);
                 fields.kind = Kind::Fetch;
-                fields.code = 0;
+                fields.code = u32::from(parts);
                 fields.offset_bytes = offset;
             }
         }
@@ -354,18 +360,18 @@ impl<'a> Client<'a> {
         header: &Header,
         part: &Part<'_>,
     ) -> Result<Option<Event>, Rejected> {
-        let limit = self.granted.part_len();
-        let max_message_len = self.granted.max_message_len;
+        let granted = self.granted;
         let (place, trip) = self.answered(header)?;
-        let incoming = place.take(now_ns, part, limit, max_message_len, trip)?;
+        let incoming = place.take(now_ns, part, &granted, trip)?;
         let resend_at_ns = place.resend_at_ns;
+        let wants_more = place.wants_more(granted.credits);
         self.in_flight = self.in_flight.saturating_sub(incoming.credits);
         self.heard = true;
         if incoming.complete {
             self.free(now_ns, header.slot);
         } else {
             self.calls_at_ns = self.calls_at_ns.min(resend_at_ns);
-            if part.offset == 0 {
+            if wants_more {
                 self.ready |= bit(header.slot);
             }
         }

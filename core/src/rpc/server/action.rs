@@ -90,7 +90,7 @@ pub struct Segment<'d> {
     pub payload: &'d [u8],
     /// Whether the request is whole now.
     pub complete: bool,
-    /// Length of the answer in `out`, in bytes; 0 if complete.
+    /// Length of the answer in `out`, in bytes; 0 if there is none to this part.
     pub answer_len: usize,
 }
 
@@ -125,4 +125,6 @@ pub struct Transmission {
     /// They have been sent before: the slot's next request does not prove that this transmission
     /// has left the reply buffer.
     pub again: bool,
+    /// More parts are to follow: see [`Server::poll_transmit`](super::Server::poll_transmit).
+    pub more: bool,
 }

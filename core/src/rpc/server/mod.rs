@@ -8,7 +8,8 @@
 //! 2. [`Server::handle_datagram`] returns an [`Action`]. When a request is complete the glue runs
 //!    the handler, which puts its result into the slot's reply buffer, now or later and in any
 //!    order, and then calls [`Server::complete`].
-//! 3. [`Server::poll_closed`] until it yields nothing.
+//! 3. [`Server::poll_transmit`] after a [`Transmission`] that more are to follow.
+//! 4. [`Server::poll_closed`] until it yields nothing.
 //!
 //! And once `next_timeout_ns` is reached: [`Server::handle_timeout`], then `poll_closed` likewise.
 //!
@@ -19,8 +20,10 @@
 
 mod action;
 mod handshake;
+mod replies;
 mod requests;
 
+use self::replies::Run;
 use super::counters::count;
 use super::Rejected;
 use crate::session::auth::Nonces;
@@ -51,6 +54,8 @@ pub struct Server<'a> {
     max_message_len: u32,
     idle_timeout_ms: u32,
     going_away: bool,
+    /// Parts of a saved reply that are still to be sent.
+    run: Option<Run>,
     counters: Counters,
 }
 
@@ -82,6 +87,7 @@ impl<'a> Server<'a> {
                 .unwrap_or(u32::MAX)
                 .max(1),
             going_away: false,
+            run: None,
             counters: Counters::default(),
         }
     }
@@ -184,10 +190,7 @@ impl<'a> Server<'a> {
         match message {
             Message::Connect(connect) => self.handle_connect(now_ns, from, &connect, out),
             Message::Confirm(confirm) => self.handle_confirm(now_ns, from, header, &confirm, out),
-            Message::Fetch {
-                message_len,
-                offset,
-            } => self.handle_fetch(now_ns, from, header, message_len, offset, out),
+            Message::Fetch { .. } => self.handle_fetch(now_ns, from, header, out),
             Message::Disconnect | Message::Ping => self.handle_bare(now_ns, from, header, out),
             // An Error is never answered with an Error (wire.md §6), nor is anything else that only
             // a server sends.

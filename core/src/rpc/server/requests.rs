@@ -1,47 +1,16 @@
 //! Requests, their execution and their replies (wire.md §8).
 
 use core::cmp::Ordering;
-use core::ops::Range;
 
+use super::replies::{part_limit, send_error, send_part, Recipient};
 use super::{Action, Dispatched, Request, Segment, Server, Transmission};
 use crate::rpc::counters::count;
+use crate::rpc::runs::return_run;
 use crate::rpc::Rejected;
 use crate::session::pool::State as SlotState;
 use crate::session::table::State;
 use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
-use crate::wire::{
-    part_len, Datagram, ErrorCode, Glance, Header, Kind, Message, Part, Refusal, HEADER_LEN,
-};
-
-/// Whose answer is to be sent.
-#[derive(Clone, Copy)]
-struct Recipient {
-    id: SessionId,
-    peer: PeerId,
-    slot: u16,
-    slot_index: u32,
-    /// Length of a full part in bytes.
-    part_limit: u32,
-}
-
-impl Recipient {
-    #[inline(always)]
-    fn new(id: SessionId, session: &Session, slot: u16) -> Self {
-        Self {
-            id,
-            peer: session.peer,
-            slot,
-            slot_index: session.first_slot.wrapping_add(u32::from(slot)),
-            part_limit: part_limit(session),
-        }
-    }
-}
-
-#[inline(always)]
-fn part_limit(session: &Session) -> u32 {
-    // At least MIN_DATAGRAM long.
-    u32::from(session.datagram_len).wrapping_sub(HEADER_LEN as u32)
-}
+use crate::wire::{part_len, Datagram, ErrorCode, Glance, Header, Message, Part};
 
 /// What becomes of a request's part.
 enum Taken {
@@ -49,8 +18,12 @@ enum Taken {
     Last,
     /// The next one is awaited.
     More,
-    /// It has been taken before; the answer may have been lost.
-    Again,
+    /// Likewise, and the client is to know how far its request has come.
+    Due,
+    /// It has been taken before, with all up to here; the answer may have been lost.
+    Again {
+        arrived: u32,
+    },
     /// The saved reply answers it.
     Answered,
     Executing,
@@ -189,11 +162,16 @@ impl Server<'_> {
             }
             Taken::More => {
                 count(&mut self.counters.segments);
-                segment(false, self.credit_return(header, part, out))
+                segment(false, 0)
             }
-            Taken::Again => {
+            Taken::Due => {
+                count(&mut self.counters.segments);
+                let end = part.offset.saturating_add(part.payload_len());
+                segment(false, self.credit_return(header, end, out))
+            }
+            Taken::Again { arrived } => {
                 count(&mut self.counters.replays);
-                match self.credit_return(header, part, out) {
+                match self.credit_return(header, arrived, out) {
                     0 => Action::Ignore(Rejected::NoRoom),
                     len => Action::Answer { len, opened: None },
                 }
@@ -226,15 +204,15 @@ impl Server<'_> {
         }
     }
 
-    /// Says that everything up to the part's end has arrived. Returns the answer's length.
-    fn credit_return(&mut self, header: &Header, part: &Part<'_>, out: &mut [u8]) -> usize {
+    /// Says that everything of the request up to `offset` has arrived. Returns the answer's length.
+    fn credit_return(&mut self, header: &Header, offset: u32, out: &mut [u8]) -> usize {
         let arrived = Datagram {
             session: header.session,
             request: header.request,
             slot: header.slot,
             message: Message::CreditReturn {
-                message_len: part.message_len,
-                offset: part.offset.saturating_add(part.payload_len()),
+                message_len: header.message_len_bytes,
+                offset,
             },
         };
         match arrived.emit(out) {
@@ -242,87 +220,6 @@ impl Server<'_> {
             Err(_) => {
                 count(&mut self.counters.no_room);
                 0
-            }
-        }
-    }
-
-    /// The saved answer's first part once more.
-    fn send_again<'d>(&mut self, from: PeerId, header: &Header, out: &mut [u8]) -> Action<'d> {
-        let id = header.session;
-        let Some((session, pool)) = self.table.find_with_slots(id, from) else {
-            return self.no_such_session(header, out);
-        };
-        let to = Recipient::new(id, session, header.slot);
-        let Some(slot) = pool.get(to.slot_index) else {
-            return self.bad_request(header, out);
-        };
-        let (request, reply_len, error) = (slot.request, slot.reply_len, slot.error);
-        self.saved(to, request, reply_len, error, 0, true, out)
-    }
-
-    /// A part of a reply, other than the first, is asked for (wire.md §8.3).
-    pub(super) fn handle_fetch<'d>(
-        &mut self,
-        now_ns: u64,
-        from: PeerId,
-        header: &Header,
-        message_len: u32,
-        offset: u32,
-        out: &mut [u8],
-    ) -> Action<'d> {
-        let id = header.session;
-        if let Some(awaited) = self.await_confirm(id, from) {
-            return awaited;
-        }
-        let Some((session, pool)) = self.table.find_with_slots(id, from) else {
-            return self.no_such_session(header, out);
-        };
-        session.last_heard_ns = now_ns;
-        if header.slot >= u16::from(session.slots) {
-            return self.bad_request(header, out);
-        }
-        let to = Recipient::new(id, session, header.slot);
-        let Some(slot) = pool.get_mut(to.slot_index) else {
-            return self.bad_request(header, out);
-        };
-        if slot.state != SlotState::Answered || slot.request != header.request.0 {
-            count(&mut self.counters.ignored_stale);
-            return Action::Ignore(Rejected::StaleRequest);
-        }
-        let (request, reply_len, error) = (slot.request, slot.reply_len, slot.error);
-        let of_reply = message_len == reply_len && offset.checked_rem(to.part_limit) == Some(0);
-        if error == 0 && !of_reply {
-            return self.bad_request(header, out);
-        }
-        let again = offset < slot.sent;
-        slot.sent =
-            slot.sent
-                .max(offset.saturating_add(part_len(reply_len, offset, to.part_limit)));
-        count(&mut self.counters.fetches);
-        self.saved(to, request, reply_len, error, offset, again, out)
-    }
-
-    #[allow(clippy::too_many_arguments)] // The saved answer, taken apart.
-    fn saved<'d>(
-        &mut self,
-        to: Recipient,
-        request: u64,
-        reply_len: u32,
-        error: u8,
-        offset: u32,
-        again: bool,
-        out: &mut [u8],
-    ) -> Action<'d> {
-        let request = RequestId(request);
-        let sent = match ErrorCode::from_u32(u32::from(error)) {
-            Some(code) => send_error(to, request, code, out),
-            None => send_part(to, request, reply_len, offset, again, out),
-        };
-        match sent {
-            Some(transmission) => Action::Send(transmission),
-            None => {
-                count(&mut self.counters.no_room);
-                Action::Ignore(Rejected::NoRoom)
             }
         }
     }
@@ -378,6 +275,7 @@ impl Server<'_> {
             return None;
         }
         let sent = match result {
+            Ok(len) if len > to.part_limit => return self.begin_long(to, request, len, out),
             Ok(len) => send_part(to, request.request, len, 0, false, out),
             Err(code) => send_error(to, request.request, code, out),
         };
@@ -428,7 +326,7 @@ fn take(
         Taken::Whole
     } else {
         slot.state = SlotState::Receiving;
-        Taken::More
+        more(session, slot)
     }
 }
 
@@ -445,9 +343,12 @@ fn take_next(session: &Session, slot: &mut ServerSlot, header: &Header, part: &P
     }
     let end = part.offset.saturating_add(part.payload_len());
     let last = end == part.message_len;
+    // Only the last part's answer says that it has arrived.
+    let full = part.message_len.saturating_sub(1).checked_div(limit);
+    let arrived = slot.received.min(full.unwrap_or(0).saturating_mul(limit));
     match slot.state {
         SlotState::Receiving => match part.offset.cmp(&slot.received) {
-            Ordering::Less => Taken::Again,
+            Ordering::Less => Taken::Again { arrived },
             Ordering::Greater => Taken::OutOfOrder,
             Ordering::Equal => {
                 slot.received = end;
@@ -455,74 +356,27 @@ fn take_next(session: &Session, slot: &mut ServerSlot, header: &Header, part: &P
                     slot.state = SlotState::Executing;
                     Taken::Last
                 } else {
-                    Taken::More
+                    more(session, slot)
                 }
             }
         },
         SlotState::Executing if last => Taken::Executing,
-        SlotState::Executing => Taken::Again,
+        SlotState::Executing => Taken::Again { arrived },
         SlotState::Answered if last || slot.error != 0 => Taken::Answered,
-        SlotState::Answered => Taken::Again,
+        SlotState::Answered => Taken::Again { arrived },
         SlotState::Idle | SlotState::Free | SlotState::FreeBlock => Taken::Stale,
     }
 }
 
-/// Writes the header of the reply's part at `offset`.
-#[inline]
-fn send_part(
-    to: Recipient,
-    request: RequestId,
-    message_len: u32,
-    offset: u32,
-    again: bool,
-    out: &mut [u8],
-) -> Option<Transmission> {
-    let len = part_len(message_len, offset, to.part_limit);
-    let header = Header {
-        kind: Kind::Reply,
-        session: to.id,
-        request,
-        code: 0,
-        message_len_bytes: message_len,
-        offset_bytes: offset,
-        // No longer than a datagram.
-        payload_len_bytes: len as u16,
-        slot: to.slot,
-    };
-    header.emit(out).ok()?;
-    Some(Transmission {
-        peer: to.peer,
-        session_index: to.id.index,
-        slot_index: to.slot_index,
-        header_len: HEADER_LEN,
-        payload: Range {
-            start: offset,
-            end: offset.wrapping_add(len),
-        },
-        again,
-    })
-}
-
-#[cold]
-fn send_error(
-    to: Recipient,
-    request: RequestId,
-    code: ErrorCode,
-    out: &mut [u8],
-) -> Option<Transmission> {
-    let failed = Datagram {
-        session: to.id,
-        request,
-        slot: to.slot,
-        message: Message::Error(Refusal::new(code)),
-    };
-    let header_len = failed.emit(out).ok()?;
-    Some(Transmission {
-        peer: to.peer,
-        session_index: to.id.index,
-        slot_index: to.slot_index,
-        header_len,
-        payload: 0..0,
-        again: false,
-    })
+/// A part came in its turn, and more are to come. Each time that a run of them is complete, their
+/// credits are returned together (wire.md §8.2).
+fn more(session: &Session, slot: &ServerSlot) -> Taken {
+    let limit = part_limit(session);
+    let parts = slot.received.checked_div(limit);
+    let slots = u16::from(session.slots);
+    let run = return_run(slot.message_len, limit, session.credits, slots);
+    match parts.and_then(|parts| parts.checked_rem(run)) {
+        Some(0) => Taken::Due,
+        _ => Taken::More,
+    }
 }

@@ -169,7 +169,7 @@ impl Running<'_> {
                     self.buffers[dispatched.slot_index as usize].request = request;
                 }
             }
-            Action::Send(transmission) => self.send(port, &out, &transmission),
+            Action::Send(transmission) => self.send_all(port, &mut out, transmission),
         }
         while self.server.poll_closed().is_some() {}
     }
@@ -233,7 +233,15 @@ impl Running<'_> {
     ) {
         let mut out = [0; ANSWER_LEN];
         if let Some(transmission) = self.server.complete(dispatched, result, &mut out) {
-            self.send(port, &out, &transmission);
+            self.send_all(port, &mut out, transmission);
+        }
+    }
+
+    fn send_all(&mut self, port: &mut Port<'_>, out: &mut [u8], first: Transmission) {
+        let mut next = Some(first);
+        while let Some(transmission) = next {
+            self.send(port, out, &transmission);
+            next = self.server.poll_transmit(out).filter(|_| transmission.more);
         }
     }
 
