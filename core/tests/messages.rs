@@ -366,6 +366,29 @@ fn parts_that_are_not_taken_are_forgotten() {
 }
 
 #[test]
+fn a_reply_comes_once_although_its_request_was_repeated() {
+    let payload = bytes(5 * 984);
+    for credits in [3, 8, 40] {
+        // The handler takes longer than the client waits before it repeats the request.
+        let (mut network, place) = pair(1024, credits);
+        network.late = true;
+        network.start_call(place, ECHO, &payload);
+        network.settle();
+        assert_eq!(network.pass(300 * MS), []);
+        assert!(network.sent(Kind::Request) > 5, "it was repeated");
+        network.finish(0);
+        network.settle();
+        assert_eq!(network.sent(Kind::Reply), 5, "{credits}");
+
+        // Its first part is lost, so that all are new to the server when they come again.
+        let (mut network, place) = pair(1024, credits);
+        network.fate = lose(Kind::Request, 1);
+        assert!(is_reply(&network.call(place, ECHO, &payload)));
+        assert_eq!(network.sent(Kind::Reply), 5, "{credits}");
+    }
+}
+
+#[test]
 fn credits_return_before_all_slots_together_have_used_them_up() {
     for (credits, slots) in [(1, 1), (2, 1), (3, 2), (8, 8), (20, 4), (32, 1)] {
         let mut network = Network::new(16);

@@ -51,6 +51,8 @@ pub struct ServerSlot {
     pub(crate) state: State,
     /// The code of the saved answer if it is an Error, otherwise 0.
     pub(crate) error: u8,
+    /// Parts of the request have come again, and were answered again before the request itself was.
+    pub(crate) repeated: bool,
     order: u8,
 }
 
@@ -69,6 +71,7 @@ impl ServerSlot {
             sent: 0,
             state: State::Free,
             error: 0,
+            repeated: false,
             order: 0,
         }
     }

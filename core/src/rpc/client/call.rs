@@ -253,23 +253,20 @@ impl CallSlot {
         })
     }
 
-    /// The reply has begun: as many of its parts come by themselves as the request has parts that no
-    /// CreditReturn answers. If parts of the request have been repeated, so may its answer be, of which
-    /// only the first part comes then (wire.md §8.3).
+    /// The reply has begun, to a request of which `had` parts were unanswered. If they were as many as no
+    /// CreditReturn answers, as many parts of the reply come by themselves; if they were fewer, the server
+    /// has answered repeated ones, and only the first part comes (wire.md §8.3).
     fn await_run(&mut self, room: &Granted, had: u16) {
-        let parts = match self.resent_end {
-            0 => unanswered(self.request_len, room.part_len(), room.credits, room.slots),
-            _ => 1,
-        };
+        let parts = unanswered(self.request_len, room.part_len(), room.credits, room.slots);
+        if u32::from(had) < parts {
+            (self.next, self.in_flight) = (self.answered, 0);
+            return;
+        }
         let run_len = parts.saturating_mul(room.part_len());
         self.next = run_len.min(self.reply_len).max(self.answered);
         let coming = self.next.saturating_sub(self.answered);
-        let coming = u16::try_from(coming.div_ceil(room.part_len().max(1)));
-        match coming {
-            Ok(coming) if coming < had => self.in_flight = coming,
-            // A server that has returned more than it should.
-            _ => (self.in_flight, self.next) = (0, self.answered),
-        }
+        // Fewer than `had`.
+        self.in_flight = coming.div_ceil(room.part_len().max(1)) as u16;
     }
 
     /// Everything of the request up to `offset` has arrived. Returns how many credits that returned.

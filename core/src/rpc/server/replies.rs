@@ -173,9 +173,13 @@ impl Server<'_> {
         out: &mut [u8],
     ) -> Option<Transmission> {
         let (session, pool) = self.table.find_with_slots(to.id, to.peer)?;
-        let request_len = pool.get(to.slot_index)?.message_len;
+        let slot = pool.get(to.slot_index)?;
         let slots = u16::from(session.slots);
-        let parts = unanswered(request_len, to.part_limit, session.credits, slots);
+        let parts = match slot.repeated {
+            // The client has credits back that no run has returned.
+            true => 1,
+            false => unanswered(slot.message_len, to.part_limit, session.credits, slots),
+        };
         let Some(mut sent) = send_part(to, request.request, reply_len, 0, false, out) else {
             count(&mut self.counters.no_room);
             return None;

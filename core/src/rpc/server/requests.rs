@@ -321,6 +321,7 @@ fn take(
     slot.message_len = part.message_len;
     slot.received = part.payload_len();
     slot.error = 0;
+    slot.repeated = false;
     if part.payload_len() == part.message_len {
         slot.state = SlotState::Executing;
         Taken::Whole
@@ -348,7 +349,10 @@ fn take_next(session: &Session, slot: &mut ServerSlot, header: &Header, part: &P
     let arrived = slot.received.min(full.unwrap_or(0).saturating_mul(limit));
     match slot.state {
         SlotState::Receiving => match part.offset.cmp(&slot.received) {
-            Ordering::Less => Taken::Again { arrived },
+            Ordering::Less => {
+                slot.repeated = true;
+                Taken::Again { arrived }
+            }
             Ordering::Greater => Taken::OutOfOrder,
             Ordering::Equal => {
                 slot.received = end;
@@ -361,7 +365,10 @@ fn take_next(session: &Session, slot: &mut ServerSlot, header: &Header, part: &P
             }
         },
         SlotState::Executing if last => Taken::Executing,
-        SlotState::Executing => Taken::Again { arrived },
+        SlotState::Executing => {
+            slot.repeated = true;
+            Taken::Again { arrived }
+        }
         SlotState::Answered if last || slot.error != 0 => Taken::Answered,
         SlotState::Answered => Taken::Again { arrived },
         SlotState::Idle | SlotState::Free | SlotState::FreeBlock => Taken::Stale,
