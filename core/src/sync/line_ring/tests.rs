@@ -1,0 +1,231 @@
+//! One end that reads and writes, and another that may do anything.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::vec;
+use std::vec::Vec;
+use zerocopy::IntoBytes;
+
+struct Shared {
+    lines: Vec<Line>,
+    control: Control,
+}
+
+impl Shared {
+    fn new(count: usize) -> Rc<Self> {
+        Rc::new(Self {
+            lines: (0..count).map(|_| Line::new()).collect(),
+            control: Control::new(),
+        })
+    }
+}
+
+impl Memory for Rc<Shared> {
+    fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+    fn control(&self) -> &Control {
+        &self.control
+    }
+}
+
+impl Memory for std::sync::Arc<Shared> {
+    fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+    fn control(&self) -> &Control {
+        &self.control
+    }
+}
+
+const ROOM: usize = 512;
+
+fn pop<M: Memory>(receiver: &mut Receiver<M>) -> Option<Vec<u8>> {
+    let mut words = [u64::MAX; ROOM / 8];
+    let len = receiver.pop(&mut words).unwrap()?;
+    Some(words.as_bytes()[..len].to_vec())
+}
+
+/// How many words of a datagram travel, and its first words.
+fn travelling(datagram: &[u8], last: [u64; LEAD_WORDS]) -> (usize, [u64; LEAD_WORDS]) {
+    let mut first = last;
+    let mut travel = 0;
+    for (index, bytes) in datagram.chunks(8).enumerate() {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        let word = u64::from_ne_bytes(word);
+        if index >= LEAD_WORDS || std::mem::replace(&mut first[index], word) != word {
+            travel += 1;
+        }
+    }
+    (travel, first)
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Push(Vec<u8>, Vec<u8>),
+    Pop,
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let bytes = |most| proptest::collection::vec(any::<u8>(), 0..most);
+    let operation = prop_oneof![
+        (bytes(100), bytes(100)).prop_map(|(header, payload)| Operation::Push(header, payload)),
+        (proptest::collection::vec(6..8_u8, 40), bytes(300))
+            .prop_map(|(header, payload)| Operation::Push(header, payload)),
+        Just(Operation::Pop),
+        Just(Operation::Pop),
+    ];
+    proptest::collection::vec(operation, 0..100)
+}
+
+proptest! {
+    #[test]
+    fn it_behaves_as_a_queue_bounded_by_lines(
+        operations in operations(),
+        size in 0..6_u32,
+        start in prop_oneof![Just(0), Just(u64::MAX - 5), Just((1 << 46) - 3), any::<u64>()],
+    ) {
+        let size = 1 << size;
+        let shared = Shared::new(size);
+        let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+        (sender.next, sender.consumed_seen, receiver.next) = (start, start, start);
+        shared.control.consumed.0.store(start, Ordering::Relaxed);
+        for line in &shared.lines {
+            line.stamp.store(stamp(start.wrapping_sub(100), 1), Ordering::Relaxed);
+        }
+        let mut oracle: VecDeque<(Vec<u8>, usize)> = VecDeque::new();
+        let mut last = [0; LEAD_WORDS];
+        for operation in operations {
+            match operation {
+                Operation::Push(header, payload) => {
+                    let datagram = [header.as_slice(), &payload].concat();
+                    let taken: usize = oracle.iter().map(|(_, lines)| lines).sum();
+                    let (travel, now) = travelling(&datagram, last);
+                    let lines = travel.div_ceil(DATA_WORDS).max(1);
+                    prop_assert!(lines <= lines_of(datagram.len()));
+                    let fits = taken + lines <= size;
+                    prop_assert_eq!(sender.push(&header, &payload).is_ok(), fits);
+                    if fits {
+                        last = now;
+                        oracle.push_back((datagram, lines));
+                    }
+                }
+                Operation::Pop => {
+                    let expected = oracle.pop_front().map(|(datagram, _)| datagram);
+                    prop_assert_eq!(pop(&mut receiver), expected);
+                }
+            }
+            prop_assert_eq!(receiver.is_ready(), !oracle.is_empty());
+        }
+    }
+
+    /// A peer that writes what it likes: whatever comes of it, nothing is read that is not in the ring, nothing hangs.
+    #[test]
+    fn it_survives_a_peer_that_writes_anything(
+        writes in proptest::collection::vec((0..10_usize, 0..8_usize, prop_oneof![
+            any::<u64>(), 0..20_u64, (0..20_u64, 0..1_u64 << NUMBER_SHIFT).prop_map(|(n, kind)| n << NUMBER_SHIFT | kind),
+        ]), 0..200),
+    ) {
+        let shared = Shared::new(8);
+        let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+        let mut words = [0; ROOM / 8];
+        for (place, word, value) in writes {
+            match (place, word) {
+                (9, _) => shared.control.asleep.0.store(value, Ordering::Relaxed),
+                (8, _) => shared.control.consumed.0.store(value, Ordering::Relaxed),
+                (place, 0) => shared.lines[place].stamp.store(value, Ordering::Relaxed),
+                (place, word) => shared.lines[place].data[word - 1].store(value, Ordering::Relaxed),
+            }
+            match receiver.pop(&mut words) {
+                Ok(Some(len)) => prop_assert!(len <= ROOM),
+                Ok(None) => {}
+                Err(Broken { len }) => prop_assert!(len > ROOM || lines_of(len) > 8),
+            }
+            let _ = sender.push(&[1; 40], &[2; 32]);
+            let _ = (sender.must_wake(), receiver.fall_asleep());
+        }
+    }
+}
+
+/// Whatever a sender had done when it died: the receiver sees the whole datagram or none.
+#[test]
+fn a_datagram_without_its_first_stamp_has_not_been_sent() {
+    let shared = Shared::new(8);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+    sender.push(&[1; 40], &[2; 100]).unwrap();
+    let first = &shared.lines[0].stamp;
+    let written = first.swap(0, Ordering::Relaxed);
+    assert_eq!(pop(&mut receiver), None);
+    assert!(receiver.fall_asleep());
+    first.store(written, Ordering::Relaxed);
+    assert_eq!(
+        pop(&mut receiver).unwrap(),
+        [[1; 40].as_slice(), &[2; 100]].concat()
+    );
+}
+
+/// A payload that looks like the stamps to come, in a line that is a first one later on.
+#[test]
+fn nothing_in_a_payload_is_taken_for_a_stamp() {
+    let shared = Shared::new(4);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+    let forged: Vec<u8> = (0..28)
+        .flat_map(|word| stamp(4 + word / 7, 8).to_ne_bytes())
+        .collect();
+    sender.push(&[], &forged).unwrap();
+    assert_eq!(pop(&mut receiver), Some(forged));
+    for _ in 0..4 {
+        assert_eq!(pop(&mut receiver), None);
+        sender.push(&[5; 8], &[]).unwrap();
+        assert_eq!(pop(&mut receiver), Some(vec![5; 8]));
+    }
+}
+
+#[test]
+fn a_sleeper_is_to_be_woken_once() {
+    let shared = Shared::new(2);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+    assert!(!sender.must_wake());
+    assert!(receiver.fall_asleep());
+    sender.push(&[1], &[]).unwrap();
+    assert!(sender.must_wake());
+    assert!(!sender.must_wake());
+    assert!(!receiver.fall_asleep(), "something has come");
+    assert!(!sender.must_wake(), "who does not sleep is not woken");
+    assert_eq!(pop(&mut receiver), Some(vec![1]));
+    assert!(receiver.fall_asleep());
+    receiver.wake_up();
+    assert!(!sender.must_wake());
+}
+
+#[test]
+fn two_threads_share_a_ring() {
+    let shared = std::sync::Arc::new(Shared {
+        lines: (0..16).map(|_| Line::new()).collect(),
+        control: Control::new(),
+    });
+    let mut sender = Sender::new(shared.clone());
+    let mut receiver = Receiver::new(shared);
+    let pushing = std::thread::spawn(move || {
+        for number in 0..20_000_u32 {
+            let payload = vec![number as u8; number as usize % 300];
+            while sender.push(&number.to_le_bytes(), &payload).is_err() {
+                std::thread::yield_now();
+            }
+        }
+    });
+    for number in 0..20_000_u32 {
+        let datagram = loop {
+            match pop(&mut receiver) {
+                Some(datagram) => break datagram,
+                None => std::thread::yield_now(),
+            }
+        };
+        assert_eq!(datagram[..4], number.to_le_bytes());
+        assert_eq!(datagram[4..], vec![number as u8; number as usize % 300]);
+    }
+    pushing.join().unwrap();
+}
