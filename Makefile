@@ -21,8 +21,8 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 # The runner is given each setting that was made on purpose, and all that stands on the command line: it knows the
 # parameters of each template, and refuses names that it does not know. USER and PWD are set in every environment, and
 # say nothing about a cluster there.
-SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_MEMORY VM_MTU
-FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_MEMORY VM_MTU
+SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
+FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
 # For make, cargo and the cluster themselves.
 NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR MINUTES MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
@@ -36,7 +36,7 @@ ASSIGNMENTS = $(foreach name,$(GIVEN),$(call quoted,$(name)=$(value $(name)))) \
 
 .PHONY: help
 help: ## list the targets
-	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512] [VM_MTU=4096]'
+	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512] [VM_MTU=4096] [VM_DEBUG=1]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' Makefile
 	@echo

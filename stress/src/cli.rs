@@ -53,7 +53,7 @@ struct OneTemplate {
     /// A file of templates-build/ or templates-run/.
     template: PathBuf,
     /// Parameters of the template (thread_count=4) and settings of the cluster (KERNEL=6.1, CLIENTS=10, VM_CPUS=,
-    /// VM_MEMORY=, VM_MTU=, PARENT_GID=; for a real cluster USER=, PROJECT_PATH=, PARENT_HOST=, CHILD_HOSTS=, STR_CHILD_HOSTS=).
+    /// VM_MEMORY=, VM_MTU=, VM_DEBUG=, PARENT_GID=; for a real cluster USER=, PROJECT_PATH=, PARENT_HOST=, CHILD_HOSTS=, STR_CHILD_HOSTS=).
     #[arg(value_name = "NAME=VALUE")]
     assignments: Vec<String>,
     /// Where modules and results go.

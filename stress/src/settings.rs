@@ -53,6 +53,9 @@ pub struct Virtual {
     pub memory_mib: u32,
     /// The RDMA path MTU in bytes; one of [`MTUS`].
     pub mtu: u32,
+    /// Whether their kernels look for misuse of memory, which costs most of their speed. Where nothing is said, they do,
+    /// but for comparisons of speed.
+    pub debug: Option<bool>,
 }
 
 /// Machines that the user's `makefile` names.
@@ -154,6 +157,7 @@ impl Assignments {
                 .reasons
                 .push(format!("VM_MTU={mtu}: must be one of 1024, 2048, 4096"));
         }
+        let debug = reader.number("VM_DEBUG", 0, 1);
         let kernel = reader.text("KERNEL").unwrap_or("6.12").to_string();
         if !KERNELS.contains(&kernel.as_str()) {
             reader.reasons.push(format!(
@@ -186,6 +190,7 @@ impl Assignments {
                 cpus: cpus.unwrap_or(1),
                 memory_mib: memory_mib.unwrap_or(512),
                 mtu: mtu.unwrap_or(4096),
+                debug: debug.map(|debug| debug == 1),
             }),
         };
         Refusal::unless_empty(reader.reasons)?;
@@ -208,6 +213,7 @@ const NAMES: &[&str] = &[
     "STR_CHILD_HOSTS",
     "USER",
     "VM_CPUS",
+    "VM_DEBUG",
     "VM_MEMORY",
     "VM_MTU",
 ];
@@ -385,6 +391,7 @@ mod tests {
             (&["CLIENTS=two"], "CLIENTS: \"two\" is not a whole number"),
             (&["VM_MEMORY=1"], "VM_MEMORY=1"),
             (&["VM_CPUS=0"], "VM_CPUS=0"),
+            (&["VM_DEBUG=yes"], "VM_DEBUG: \"yes\" is not a whole number"),
             (
                 &["VM_MTU=1500"],
                 "VM_MTU=1500: must be one of 1024, 2048, 4096",

@@ -90,6 +90,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     )?;
     if let Machines::Virtual(machines) = &mut setting.settings.machines {
         machines.clients = 1;
+        machines.debug.get_or_insert(false);
     }
     let (cluster, rows) = stage::on(&setting, |stage| {
         Bench {

@@ -95,6 +95,7 @@ impl Cluster {
                     cpus: machines.cpus as usize,
                     memory_mib: machines.memory_mib as usize,
                     mtu: machines.mtu,
+                    debug: machines.debug.unwrap_or(true),
                     log_dir: directory.clone(),
                     interrupt,
                     progress,

@@ -102,6 +102,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         machines.clients = 1;
         // The largest parent, its copies, and what else a machine has.
         machines.memory_mib = machines.memory_mib.max(768);
+        machines.debug.get_or_insert(false);
     }
     setting.forget_result();
     let (cluster, rows) = stage::on(&setting, |stage| {

@@ -17,11 +17,18 @@ use nix::unistd::pipe2;
 use super::network;
 use super::Accel;
 
-/// Finds memory errors in a module when they happen, and turns every oops and lockup into the machine's end. The kernel's
-/// own tests of its ciphers are left out: a sixth of an emulated boot.
-const KERNEL_PARAMETERS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic softlockup_panic=1 hung_task_panic=1 \
-    sysctl.kernel.hung_task_timeout_secs=60 slub_debug=FZPU kfence.sample_interval=50 page_poison=1 init_on_free=1 \
-    cryptomgr.notests=1";
+/// Turns every oops and lockup into the machine's end. The kernel's own tests of its ciphers are left out: a sixth of an
+/// emulated boot.
+const KERNEL_PARAMETERS: &str =
+    "console=ttyS0 loglevel=5 panic=-1 oops=panic softlockup_panic=1 hung_task_panic=1 \
+    sysctl.kernel.hung_task_timeout_secs=60 cryptomgr.notests=1";
+
+/// Finds memory errors in a module when they happen. Each allocation and each packet pays for it, several times over.
+const MEMORY_DEBUGGING: &str =
+    " slub_debug=FZPU kfence.sample_interval=50 page_poison=1 init_on_free=1";
+
+/// A processor with all that the emulator knows but fast strings: it says that it has them, and takes a byte at a time.
+const EMULATED: &str = "max,erms=off,fsrm=off";
 
 /// How many lines of its console an error shows.
 const LAST_LINES: usize = 15;
@@ -37,6 +44,8 @@ pub(super) struct Plan {
     pub(super) memory_mib: usize,
     /// Of its network device, in bytes.
     pub(super) link_mtu: u32,
+    /// Whether its kernel looks for misuse of memory.
+    pub(super) debug: bool,
     pub(super) kernel: PathBuf,
     pub(super) image: PathBuf,
     /// Without one only the boot itself can be tried.
@@ -60,7 +69,7 @@ impl Plan {
         qemu.args(["-M", "q35,sata=off,usb=off,smbus=off"]);
         match self.accel {
             Accel::Kvm => qemu.args(["-accel", "kvm", "-cpu", "host"]),
-            Accel::Tcg => qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max"]),
+            Accel::Tcg => qemu.args(["-accel", "tcg,thread=multi", "-cpu", EMULATED]),
         };
         qemu.arg("-name").arg(format!("mitosis-{}", self.name));
         qemu.arg("-smp").arg(self.cpus.to_string());
@@ -68,7 +77,8 @@ impl Plan {
         qemu.arg("-kernel").arg(&self.kernel);
         qemu.arg("-initrd").arg(&self.image);
         qemu.arg("-append").arg(format!(
-            "{KERNEL_PARAMETERS}{} guest_name={} guest_address={}/24",
+            "{KERNEL_PARAMETERS}{}{} guest_name={} guest_address={}/24",
+            if self.debug { MEMORY_DEBUGGING } else { "" },
             match self.accel {
                 Accel::Kvm => String::new(),
                 Accel::Tcg => emulated_clock(),

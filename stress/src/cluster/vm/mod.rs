@@ -44,6 +44,8 @@ pub struct VmConfig<'a> {
     pub memory_mib: usize,
     /// The RDMA path MTU in bytes.
     pub mtu: u32,
+    /// Whether their kernels look for misuse of memory.
+    pub debug: bool,
     /// Where console logs go, `<name>.console.log`, and a script that opens a shell on a machine, `shell`.
     pub log_dir: PathBuf,
     /// Raised, it ends a boot.
@@ -123,6 +125,7 @@ impl VmCluster {
                 cpus: config.cpus,
                 memory_mib: config.memory_mib,
                 link_mtu: network::link_mtu(config.mtu),
+                debug: config.debug,
                 kernel: kernel.join("vmlinuz"),
                 image: image.clone(),
                 network: true,
