@@ -37,8 +37,14 @@ const WRITE_AHEAD: usize = 16;
 /// The same for a receiver that finds one datagram after the other, and therefore more written lines.
 const READ_AHEAD: usize = 8;
 
-/// The words of a datagram that are left out where they repeat the last one's.
+/// The words of a datagram that are left out where they repeat the last one's: those of a header.
 pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
+
+/// Their bytes.
+const LEAD_LEN: usize = LEAD_WORDS * size_of::<u64>();
+
+// All of them lie in a datagram's first line.
+const _: () = assert!(LEAD_WORDS <= DATA_WORDS);
 
 /// The low bits of a stamp, which hold a length, and above them the words that are left out, a bit each.
 const LEN_BITS: u32 = 13;
@@ -179,30 +185,99 @@ impl<M: Memory> Sender<M> {
     /// Sends a datagram of `header` and, after it, `payload`. The receiver can see it at once, if it is looking.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
+        match <&[u8; LEAD_LEN]>::try_from(header) {
+            Ok(header) => {
+                let message = Message {
+                    len: LEAD_LEN.wrapping_add(payload.len()),
+                    lead: core::array::from_fn(|index| word_of(header, index)),
+                    lead_len: LEAD_WORDS,
+                    rest_len: payload.len().div_ceil(size_of::<u64>()),
+                };
+                self.push_message(&message, |index| word_of(payload, index))
+            }
+            Err(_) => self.push_any(header, payload),
+        }
+    }
+
+    /// The same for a header of any length.
+    #[inline(never)]
+    fn push_any(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
+        let gather = Gather { header, payload };
         let len = header.len().wrapping_add(payload.len());
-        let message = Message::new(header, payload, &self.last);
-        let count = message.words().div_ceil(DATA_WORDS).max(1);
-        if len > MAX_LEN || !self.has_room(count) {
+        let words = len.div_ceil(size_of::<u64>());
+        let lead_len = words.min(LEAD_WORDS);
+        let message = Message {
+            len,
+            lead: core::array::from_fn(|index| gather.word(index)),
+            lead_len,
+            rest_len: words.wrapping_sub(lead_len),
+        };
+        self.push_message(&message, |index| {
+            gather.word(index.wrapping_add(LEAD_WORDS))
+        })
+    }
+
+    #[inline(always)]
+    fn push_message(
+        &mut self,
+        message: &Message,
+        rest: impl Fn(usize) -> u64,
+    ) -> Result<(), NoRoom> {
+        let mut left_out = 0_u64;
+        let mut travel = message.rest_len;
+        let lead = message.lead.iter().zip(&self.last).enumerate();
+        for (index, (word, last)) in lead.take(message.lead_len) {
+            let same = word == last;
+            left_out |= u64::from(same) << index;
+            travel = travel.wrapping_add(usize::from(!same));
+        }
+        let count = match travel {
+            0..=DATA_WORDS => 1,
+            _ => travel.div_ceil(DATA_WORDS),
+        };
+        if message.len > MAX_LEN || !self.has_room(count) {
             return Err(NoRoom);
         }
-        let kind = message.left_out << LEN_BITS | len as u64;
         let lines = self.memory.lines();
-        // The first line comes last: who sees its stamp finds the others written.
-        for index in (1..count).rev() {
-            let number = self.next.wrapping_add(index as u64);
-            if let Some(line) = line(lines, number) {
-                message.write(line, index.wrapping_mul(DATA_WORDS));
-                // Relaxed: nobody waits for it. It keeps what lies in the line from being taken for a stamp later on.
-                line.stamp.store(stamp(number, kind), Ordering::Relaxed);
-            }
-        }
         let Some(first) = line(lines, self.next) else {
             return Err(NoRoom);
         };
-        message.write(first, 0);
+        let kind = left_out << LEN_BITS | message.len as u64;
+        #[cfg(rdma_loom)]
+        first.witness.with_mut(|_| ());
+        let mut places = first.data.iter();
+        let lead = message.lead.iter().zip(&mut self.last).enumerate();
+        for (index, (&word, last)) in lead.take(message.lead_len) {
+            if left_out >> index & 1 == 0 {
+                *last = word;
+                if let Some(place) = places.next() {
+                    // Relaxed, as all words: the first line's stamp publishes them.
+                    place.store(word, Ordering::Relaxed);
+                }
+            }
+        }
+        let mut index = 0;
+        for place in places.take(message.rest_len) {
+            place.store(rest(index), Ordering::Relaxed);
+            index = index.wrapping_add(1);
+        }
+        for number in 1..count as u64 {
+            let number = self.next.wrapping_add(number);
+            let Some(line) = line(lines, number) else {
+                return Err(NoRoom);
+            };
+            #[cfg(rdma_loom)]
+            line.witness.with_mut(|_| ());
+            let left = message.rest_len.wrapping_sub(index);
+            for place in line.data.iter().take(left) {
+                place.store(rest(index), Ordering::Relaxed);
+                index = index.wrapping_add(1);
+            }
+            // Relaxed: nobody waits for it. It keeps what lies in the line from being taken for a stamp later on.
+            line.stamp.store(stamp(number, kind), Ordering::Relaxed);
+        }
         // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
         first.stamp.store(stamp(self.next, kind), Ordering::Release);
-        message.remember(&mut self.last);
         for index in 0..count.min(WRITE_AHEAD) {
             let ahead = WRITE_AHEAD.wrapping_add(index) as u64;
             prefetch::to_write(line(lines, self.next.wrapping_add(ahead)));
@@ -277,33 +352,36 @@ impl<M: Memory> Receiver<M> {
             return Ok(None);
         }
         let len = (said & MAX_LEN as u64) as usize;
-        let left_out = kind_of(said) >> LEN_BITS;
         let Some(words) = words.get_mut(..len.div_ceil(size_of::<u64>())) else {
             return Err(Broken { len });
         };
-        // Words that there are not are not left out of an honest datagram.
-        let travelled = words.len().saturating_sub(left_out.count_ones() as usize);
-        let count = travelled.div_ceil(DATA_WORDS).max(1);
-        if count > lines.len() {
-            return Err(Broken { len });
-        }
-        let mut reader = Reader {
-            lines,
-            number: self.next,
-            line: first,
-            place: 0,
-        };
-        let (lead, rest) = words.split_at_mut(words.len().min(LEAD_WORDS));
-        for (index, (word, last)) in lead.iter_mut().zip(&mut self.last).enumerate() {
-            if left_out >> index & 1 == 0 {
-                *last = reader.word();
+        let left_out = kind_of(said) >> LEN_BITS;
+        let mut places = first.data.iter();
+        let rest = match words.split_first_chunk_mut::<LEAD_WORDS>() {
+            Some((lead, rest)) => {
+                read_lead(&mut places, left_out, &mut self.last, lead);
+                rest
             }
-            *word = *last;
+            None => {
+                read_lead(&mut places, left_out, &mut self.last, words);
+                &mut []
+            }
+        };
+        let here = rest.len().min(places.len());
+        let (here, elsewhere) = rest.split_at_mut(here);
+        for (word, place) in here.iter_mut().zip(places) {
+            *word = place.load(Ordering::Relaxed);
         }
-        for word in rest {
-            *word = reader.word();
+        #[cfg(rdma_loom)]
+        first.witness.with(|_| ());
+        let mut count = 1;
+        if !elsewhere.is_empty() {
+            count = elsewhere.len().div_ceil(DATA_WORDS).wrapping_add(1);
+            if count > lines.len() {
+                return Err(Broken { len });
+            }
+            read_lines(lines, self.next.wrapping_add(1), elsewhere);
         }
-        reader.close();
         self.next = self.next.wrapping_add(count as u64);
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
@@ -356,150 +434,84 @@ fn line(lines: &[Line], number: u64) -> Option<&Line> {
     lines.get(number as usize & lines.len().wrapping_sub(1))
 }
 
-/// Reads the words of a datagram, line by line.
-struct Reader<'m> {
-    lines: &'m [Line],
-    number: u64,
-    line: &'m Line,
-    place: usize,
-}
-
-impl Reader<'_> {
-    #[inline(always)]
-    fn word(&mut self) -> u64 {
-        if self.place == DATA_WORDS {
-            self.close();
-            self.place = 0;
-            self.number = self.number.wrapping_add(1);
-            if let Some(line) = line(self.lines, self.number) {
-                self.line = line;
-            }
-        }
-        // Relaxed: the stamp has published it. Should the sender write at the same time, the word is one that it wrote.
-        let place = self.line.data.get(self.place);
-        let word = place.map_or(0, |place| place.load(Ordering::Relaxed));
-        self.place = self.place.wrapping_add(1);
-        word
-    }
-
-    /// The line has been read.
-    #[inline(always)]
-    fn close(&self) {
-        #[cfg(rdma_loom)]
-        self.line.witness.with(|_| ());
-    }
-}
-
-/// What travels of a datagram: those of its first words that are not left out, and the others.
-struct Message<'d> {
-    gather: Gather<'d>,
-    /// The first words, and of them those that travel.
-    first: [u64; LEAD_WORDS],
-    lead: [u64; LEAD_WORDS],
-    lead_len: usize,
-    /// How many first words there are: fewer than `LEAD_WORDS` in a short datagram.
-    first_len: usize,
+/// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.
+#[inline(always)]
+fn read_lead(
+    places: &mut core::slice::Iter<'_, AtomicU64>,
     left_out: u64,
+    last: &mut [u64; LEAD_WORDS],
+    words: &mut [u64],
+) {
+    for (index, (word, last)) in words.iter_mut().zip(last).enumerate() {
+        if left_out >> index & 1 == 0 {
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the stamp has published them. Should the sender write at the same time, the word is
+                // one that it wrote.
+                *last = place.load(Ordering::Relaxed);
+            }
+        }
+        *word = *last;
+    }
 }
 
-impl<'d> Message<'d> {
-    #[inline(always)]
-    fn new(header: &'d [u8], payload: &'d [u8], last: &[u64; LEAD_WORDS]) -> Self {
-        let gather = Gather { header, payload };
-        let mut message = Self {
-            first_len: gather.words().min(LEAD_WORDS),
-            gather,
-            first: *last,
-            lead: [0; LEAD_WORDS],
-            lead_len: 0,
-            left_out: 0,
-        };
-        for (index, place) in message.first.iter_mut().enumerate() {
-            if index >= message.first_len {
-                break;
+/// Reads what a datagram has in the lines from `number` on.
+#[inline(never)]
+fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
+    for (words, ahead) in words.chunks_mut(DATA_WORDS).zip(0..) {
+        if let Some(line) = line(lines, number.wrapping_add(ahead)) {
+            for (word, place) in words.iter_mut().zip(&line.data) {
+                *word = place.load(Ordering::Relaxed);
             }
-            let word = message.gather.word(index);
-            let same = word == *place;
-            *place = word;
-            if let Some(lead) = message.lead.get_mut(message.lead_len) {
-                *lead = word;
-            }
-            message.lead_len = message.lead_len.wrapping_add(usize::from(!same));
-            message.left_out |= u64::from(same) << index;
-        }
-        message
-    }
-
-    /// How many words travel.
-    #[inline(always)]
-    fn words(&self) -> usize {
-        let all = self.gather.words().wrapping_add(self.lead_len);
-        all.wrapping_sub(self.first_len)
-    }
-
-    #[inline(always)]
-    fn remember(&self, last: &mut [u64; LEAD_WORDS]) {
-        *last = self.first;
-    }
-
-    /// Writes the words from `at` on to a line, as many as it has.
-    #[inline(always)]
-    fn write(&self, line: &Line, at: usize) {
-        #[cfg(rdma_loom)]
-        line.witness.with_mut(|_| ());
-        for (place, index) in line.data.iter().zip(at..self.words()) {
-            let word = match self.lead.get(index) {
-                Some(&word) if index < self.lead_len => word,
-                _ => {
-                    let behind = index.wrapping_sub(self.lead_len);
-                    self.gather.word(behind.wrapping_add(self.first_len))
-                }
-            };
-            // Relaxed: the stamp publishes it.
-            place.store(word, Ordering::Relaxed);
+            #[cfg(rdma_loom)]
+            line.witness.with(|_| ());
         }
     }
 }
 
-/// Header and payload as a sequence of words, the last one filled up with zeros.
+/// A datagram as words: the first ones, and how many follow.
+struct Message {
+    /// Length in bytes.
+    len: usize,
+    lead: [u64; LEAD_WORDS],
+    /// How many first words there are: fewer than `LEAD_WORDS` in a short datagram.
+    lead_len: usize,
+    rest_len: usize,
+}
+
+/// A word of the bytes, the last one filled up with zeros.
+#[inline(always)]
+fn word_of(bytes: &[u8], index: usize) -> u64 {
+    let at = index.wrapping_mul(size_of::<u64>());
+    let bytes = bytes.get(at..).unwrap_or_default();
+    match bytes.first_chunk() {
+        Some(bytes) => u64::from_ne_bytes(*bytes),
+        None => last_word(bytes.iter()),
+    }
+}
+
+/// Fewer bytes than a word has, filled up with zeros; or the first ones of more.
+#[inline(never)]
+fn last_word<'d>(from: impl Iterator<Item = &'d u8>) -> u64 {
+    let mut bytes = [0; size_of::<u64>()];
+    for (to, from) in bytes.iter_mut().zip(from) {
+        *to = *from;
+    }
+    u64::from_ne_bytes(bytes)
+}
+
+/// Header and payload as a sequence of words.
 struct Gather<'d> {
     header: &'d [u8],
     payload: &'d [u8],
 }
 
-impl<'d> Gather<'d> {
-    #[inline(always)]
-    fn words(&self) -> usize {
-        let len = self.header.len().wrapping_add(self.payload.len());
-        len.div_ceil(size_of::<u64>())
-    }
-
-    #[inline(always)]
+impl Gather<'_> {
     fn word(&self, index: usize) -> u64 {
         let at = index.wrapping_mul(size_of::<u64>());
-        let in_header = self.header.get(at..).and_then(<[u8]>::first_chunk);
-        if let Some(bytes) = in_header {
+        if let Some(bytes) = self.header.get(at..).and_then(<[u8]>::first_chunk) {
             return u64::from_ne_bytes(*bytes);
         }
-        let in_payload = at
-            .checked_sub(self.header.len())
-            .and_then(|at| self.payload.get(at..))
-            .and_then(<[u8]>::first_chunk);
-        match in_payload {
-            Some(bytes) => u64::from_ne_bytes(*bytes),
-            None => self.torn_word(at),
-        }
-    }
-
-    /// A word that lies in both, or at the end.
-    #[inline(never)]
-    fn torn_word(&self, at: usize) -> u64 {
-        let mut bytes = [0; size_of::<u64>()];
-        let all = self.header.iter().chain(self.payload);
-        for (to, from) in bytes.iter_mut().zip(all.skip(at)) {
-            *to = *from;
-        }
-        u64::from_ne_bytes(bytes)
+        last_word(self.header.iter().chain(self.payload).skip(at))
     }
 }
 
