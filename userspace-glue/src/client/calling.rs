@@ -251,6 +251,10 @@ impl<F: Fabric> Calling<F> {
         let mut handled = 0;
         while handled < BATCH && self.receive(&mut ended)? {
             handled += 1;
+            if self.outstanding == 0 {
+                // Nothing else is awaited, and to look for it would take the next line from the server, which is to write it.
+                break;
+            }
         }
         let read = if handled > 0 {
             self.patience.renew();
