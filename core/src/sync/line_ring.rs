@@ -24,26 +24,32 @@ use super::primitive::{fence, AtomicU64, Ordering};
 /// Words in a line. loom tries the orderings of every atomic, so a line is shorter there.
 const WORDS: usize = if cfg!(rdma_loom) { 2 } else { 8 };
 
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+
 /// Data words in a line.
 const DATA_WORDS: usize = WORDS - 1;
 
 /// Bytes of a datagram that a line carries.
-pub const LINE_DATA_LEN: usize = DATA_WORDS * size_of::<u64>();
+pub const LINE_DATA_LEN: usize = DATA_WORDS * WORD;
 
 /// How far ahead of its datagram a sender asks for the lines that it will write, so that they are its own by then: as many
 /// as make up for the way to another core and back.
-const WRITE_AHEAD: usize = 16;
+const WRITE_AHEAD: u64 = 16;
 
 /// The same for a receiver that finds one datagram after the other, and therefore more written lines.
-const READ_AHEAD: usize = 8;
+const READ_AHEAD: u64 = 8;
 
 /// The words of a datagram that are left out where they repeat the last one's: those of a header.
 pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
 
 /// Their bytes.
-const LEAD_LEN: usize = LEAD_WORDS * size_of::<u64>();
+const LEAD_LEN: usize = LEAD_WORDS * WORD;
 
-// All of them lie in a datagram's first line.
+/// A payload that takes no more than two lines together with a header.
+const SHORT: usize = (2 * DATA_WORDS - LEAD_WORDS) * WORD;
+
+// All first words lie in the first line.
 const _: () = assert!(LEAD_WORDS <= DATA_WORDS);
 
 /// The low bits of a stamp, which hold a length, and above them the words that are left out, a bit each.
@@ -185,70 +191,30 @@ impl<M: Memory> Sender<M> {
     /// Sends a datagram of `header` and, after it, `payload`. The receiver can see it at once, if it is looking.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
-        match <&[u8; LEAD_LEN]>::try_from(header) {
-            Ok(header) => {
-                let message = Message {
-                    len: LEAD_LEN.wrapping_add(payload.len()),
-                    lead: core::array::from_fn(|index| word_of(header, index)),
-                    lead_len: LEAD_WORDS,
-                    rest_len: payload.len().div_ceil(size_of::<u64>()),
-                };
-                self.push_message(&message, |index| word_of(payload, index))
+        let taken = self.next.wrapping_sub(self.consumed_seen);
+        let size = self.memory.lines().len() as u64;
+        match (header.try_into(), payload.len()) {
+            (Ok(lead), 0..=SHORT) if taken.wrapping_add(2) <= size => {
+                self.push_short(lead, payload)
             }
-            Err(_) => self.push_any(header, payload),
+            _ => self.push_any(header, payload),
         }
     }
 
-    /// The same for a header of any length.
-    #[inline(never)]
-    fn push_any(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
-        let gather = Gather { header, payload };
-        let len = header.len().wrapping_add(payload.len());
-        let words = len.div_ceil(size_of::<u64>());
-        let lead_len = words.min(LEAD_WORDS);
-        let message = Message {
-            len,
-            lead: core::array::from_fn(|index| gather.word(index)),
-            lead_len,
-            rest_len: words.wrapping_sub(lead_len),
-        };
-        self.push_message(&message, |index| {
-            gather.word(index.wrapping_add(LEAD_WORDS))
-        })
-    }
-
+    /// Sends a datagram that takes two lines at most, for which there is room.
     #[inline(always)]
-    fn push_message(
-        &mut self,
-        message: &Message,
-        rest: impl Fn(usize) -> u64,
-    ) -> Result<(), NoRoom> {
-        let mut left_out = 0_u64;
-        let mut travel = message.rest_len;
-        let lead = message.lead.iter().zip(&self.last).enumerate();
-        for (index, (word, last)) in lead.take(message.lead_len) {
-            let same = word == last;
-            left_out |= u64::from(same) << index;
-            travel = travel.wrapping_add(usize::from(!same));
-        }
-        let count = match travel {
-            0..=DATA_WORDS => 1,
-            _ => travel.div_ceil(DATA_WORDS),
-        };
-        if message.len > MAX_LEN || !self.has_room(count) {
-            return Err(NoRoom);
-        }
-        let lines = self.memory.lines();
-        let Some(first) = line(lines, self.next) else {
+    fn push_short(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> Result<(), NoRoom> {
+        let Some(first) = line(self.memory.lines(), self.next) else {
             return Err(NoRoom);
         };
-        let kind = left_out << LEN_BITS | message.len as u64;
         #[cfg(rdma_loom)]
         first.witness.with_mut(|_| ());
+        let mut left_out = 0;
         let mut places = first.data.iter();
-        let lead = message.lead.iter().zip(&mut self.last).enumerate();
-        for (index, (&word, last)) in lead.take(message.lead_len) {
-            if left_out >> index & 1 == 0 {
+        for (index, (&word, last)) in words_of(lead).iter().zip(&mut self.last).enumerate() {
+            let same = word == *last;
+            left_out |= u64::from(same) << index;
+            if !same {
                 *last = word;
                 if let Some(place) = places.next() {
                     // Relaxed, as all words: the first line's stamp publishes them.
@@ -256,34 +222,120 @@ impl<M: Memory> Sender<M> {
                 }
             }
         }
-        let mut index = 0;
-        for place in places.take(message.rest_len) {
-            place.store(rest(index), Ordering::Relaxed);
-            index = index.wrapping_add(1);
+        let kind = left_out << LEN_BITS | LEAD_LEN.wrapping_add(payload.len()) as u64;
+        let places = places.as_slice();
+        if payload.len() <= places.len().wrapping_mul(WORD) {
+            write_words(places, payload);
+            self.publish(kind, 1);
+        } else {
+            self.write_long(places.len(), kind, payload);
+            self.publish(kind, 2);
         }
-        for number in 1..count as u64 {
-            let number = self.next.wrapping_add(number);
-            let Some(line) = line(lines, number) else {
-                return Err(NoRoom);
-            };
-            #[cfg(rdma_loom)]
-            line.witness.with_mut(|_| ());
-            let left = message.rest_len.wrapping_sub(index);
-            for place in line.data.iter().take(left) {
-                place.store(rest(index), Ordering::Relaxed);
-                index = index.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Sends a datagram of any length with a header of any length.
+    #[inline(never)]
+    fn push_any(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
+        if let Ok(lead) = header.try_into() {
+            return self.push_parts(lead, LEAD_LEN, payload);
+        }
+        let len = header.len().wrapping_add(payload.len());
+        let mut bytes = [0; MAX_LEN.next_multiple_of(WORD)];
+        let Some(datagram) = bytes.get_mut(..len) else {
+            return Err(NoRoom);
+        };
+        for (to, from) in datagram.iter_mut().zip(header.iter().chain(payload)) {
+            *to = *from;
+        }
+        let (lead, rest) = bytes.split_at(LEAD_LEN);
+        let Some(lead) = lead.first_chunk() else {
+            return Err(NoRoom);
+        };
+        let rest = rest.get(..len.saturating_sub(LEAD_LEN));
+        self.push_parts(lead, len.min(LEAD_LEN), rest.unwrap_or_default())
+    }
+
+    /// Sends `lead_len` bytes of `lead`, and if those are all of them, `rest`.
+    fn push_parts(
+        &mut self,
+        lead: &[u8; LEAD_LEN],
+        lead_len: usize,
+        rest: &[u8],
+    ) -> Result<(), NoRoom> {
+        let lead = words_of(lead);
+        let lead = lead.get(..lead_len.div_ceil(WORD)).unwrap_or(&lead);
+        let same = lead
+            .iter()
+            .zip(&self.last)
+            .filter(|(word, last)| word == last);
+        let travel = lead.len().wrapping_sub(same.count());
+        let travel = travel.wrapping_add(rest.len().div_ceil(WORD));
+        let count = travel.div_ceil(DATA_WORDS).max(1);
+        let len = lead_len.wrapping_add(rest.len());
+        if len > MAX_LEN || !self.has_room(count) {
+            return Err(NoRoom);
+        }
+        let Some(first) = line(self.memory.lines(), self.next) else {
+            return Err(NoRoom);
+        };
+        #[cfg(rdma_loom)]
+        first.witness.with_mut(|_| ());
+        let mut left_out = 0;
+        let mut places = first.data.iter();
+        for (index, (&word, last)) in lead.iter().zip(&mut self.last).enumerate() {
+            if word == *last {
+                left_out |= 1 << index;
+            } else if let Some(place) = places.next() {
+                *last = word;
+                place.store(word, Ordering::Relaxed);
             }
-            // Relaxed: nobody waits for it. It keeps what lies in the line from being taken for a stamp later on.
-            line.stamp.store(stamp(number, kind), Ordering::Relaxed);
         }
-        // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
-        first.stamp.store(stamp(self.next, kind), Ordering::Release);
-        for index in 0..count.min(WRITE_AHEAD) {
-            let ahead = WRITE_AHEAD.wrapping_add(index) as u64;
-            prefetch::to_write(line(lines, self.next.wrapping_add(ahead)));
+        let kind = left_out << LEN_BITS | len as u64;
+        self.write_long(places.len(), kind, rest);
+        self.publish(kind, count);
+        Ok(())
+    }
+
+    /// Writes what follows a datagram's first words: to as many places of the first line as are left, and to the lines after
+    /// it.
+    #[inline(never)]
+    fn write_long(&self, left: usize, kind: u64, bytes: &[u8]) {
+        let lines = self.memory.lines();
+        let here = left.wrapping_mul(WORD);
+        let (here, elsewhere) = bytes.split_at_checked(here).unwrap_or((bytes, &[]));
+        if let Some(first) = line(lines, self.next) {
+            let places = first.data.get(DATA_WORDS.wrapping_sub(left)..);
+            write_words(places.unwrap_or_default(), here);
+        }
+        for (bytes, ahead) in elsewhere.chunks(LINE_DATA_LEN).zip(1..) {
+            let number = self.next.wrapping_add(ahead);
+            if let Some(line) = line(lines, number) {
+                #[cfg(rdma_loom)]
+                line.witness.with_mut(|_| ());
+                write_words(&line.data, bytes);
+                // Relaxed: nobody waits for it. It keeps what lies in the line from being taken for a stamp later on.
+                line.stamp.store(stamp(number, kind), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The datagram's lines have been written, `count` of them, apart from the first one's stamp, by which the receiver sees
+    /// them.
+    #[inline(always)]
+    fn publish(&mut self, kind: u64, count: usize) {
+        let lines = self.memory.lines();
+        if let Some(first) = line(lines, self.next) {
+            // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
+            first.stamp.store(stamp(self.next, kind), Ordering::Release);
+        }
+        let ahead = self.next.wrapping_add(WRITE_AHEAD);
+        match count {
+            1 => prefetch::to_write(line(lines, ahead)),
+            _ => (0..WRITE_AHEAD.min(count as u64))
+                .for_each(|index| prefetch::to_write(line(lines, ahead.wrapping_add(index)))),
         }
         self.next = self.next.wrapping_add(count as u64);
-        Ok(())
     }
 
     #[inline(always)]
@@ -352,7 +404,7 @@ impl<M: Memory> Receiver<M> {
             return Ok(None);
         }
         let len = (said & MAX_LEN as u64) as usize;
-        let Some(words) = words.get_mut(..len.div_ceil(size_of::<u64>())) else {
+        let Some(words) = words.get_mut(..len.div_ceil(WORD)) else {
             return Err(Broken { len });
         };
         let left_out = kind_of(said) >> LEN_BITS;
@@ -386,12 +438,13 @@ impl<M: Memory> Receiver<M> {
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
         consumed.store(self.next, Ordering::Release);
-        let ahead = match self.found {
-            true => READ_AHEAD.saturating_sub(count)..READ_AHEAD,
-            false => 0..0,
-        };
-        for index in ahead {
-            prefetch::to_read(line(lines, self.next.wrapping_add(index as u64)));
+        if self.found {
+            let ahead = self.next.wrapping_add(READ_AHEAD);
+            match count {
+                1 => prefetch::to_read(line(lines, ahead.wrapping_sub(1))),
+                _ => (1..=READ_AHEAD.min(count as u64))
+                    .for_each(|back| prefetch::to_read(line(lines, ahead.wrapping_sub(back)))),
+            }
         }
         self.found = true;
         Ok(Some(len))
@@ -468,51 +521,42 @@ fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
     }
 }
 
-/// A datagram as words: the first ones, and how many follow.
-struct Message {
-    /// Length in bytes.
-    len: usize,
-    lead: [u64; LEAD_WORDS],
-    /// How many first words there are: fewer than `LEAD_WORDS` in a short datagram.
-    lead_len: usize,
-    rest_len: usize,
+/// The words of a header of the common length.
+#[inline(always)]
+fn words_of(lead: &[u8; LEAD_LEN]) -> [u64; LEAD_WORDS] {
+    core::array::from_fn(|index| {
+        let bytes = lead.get(index.wrapping_mul(WORD)..).unwrap_or_default();
+        bytes
+            .first_chunk()
+            .map_or(0, |&word| u64::from_ne_bytes(word))
+    })
 }
 
-/// A word of the bytes, the last one filled up with zeros.
+/// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
 #[inline(always)]
-fn word_of(bytes: &[u8], index: usize) -> u64 {
-    let at = index.wrapping_mul(size_of::<u64>());
-    let bytes = bytes.get(at..).unwrap_or_default();
-    match bytes.first_chunk() {
-        Some(bytes) => u64::from_ne_bytes(*bytes),
-        None => last_word(bytes.iter()),
+fn write_words(places: &[AtomicU64], bytes: &[u8]) {
+    let words = bytes.chunks_exact(WORD);
+    let (whole, rest) = (words.len(), words.remainder());
+    for (place, word) in places.iter().zip(words) {
+        if let Some(&word) = word.first_chunk() {
+            place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
+    }
+    if !rest.is_empty() {
+        if let Some(place) = places.get(whole) {
+            place.store(last_word(rest), Ordering::Relaxed);
+        }
     }
 }
 
-/// Fewer bytes than a word has, filled up with zeros; or the first ones of more.
+/// Fewer bytes than a word has, filled up with zeros.
 #[inline(never)]
-fn last_word<'d>(from: impl Iterator<Item = &'d u8>) -> u64 {
-    let mut bytes = [0; size_of::<u64>()];
-    for (to, from) in bytes.iter_mut().zip(from) {
+fn last_word(bytes: &[u8]) -> u64 {
+    let mut word = [0; WORD];
+    for (to, from) in word.iter_mut().zip(bytes) {
         *to = *from;
     }
-    u64::from_ne_bytes(bytes)
-}
-
-/// Header and payload as a sequence of words.
-struct Gather<'d> {
-    header: &'d [u8],
-    payload: &'d [u8],
-}
-
-impl Gather<'_> {
-    fn word(&self, index: usize) -> u64 {
-        let at = index.wrapping_mul(size_of::<u64>());
-        if let Some(bytes) = self.header.get(at..).and_then(<[u8]>::first_chunk) {
-            return u64::from_ne_bytes(*bytes);
-        }
-        last_word(self.header.iter().chain(self.payload).skip(at))
-    }
+    u64::from_ne_bytes(word)
 }
 
 #[cfg(all(test, not(rdma_loom)))]
