@@ -411,8 +411,17 @@ impl<'a> Table<'a> {
     }
 
     /// The next session that ended, whose entry, slots and credits are free from now on.
+    #[inline(always)]
     pub(crate) fn poll_closed(&mut self) -> Option<Closed> {
-        let index = self.ended;
+        match self.ended {
+            NONE => None,
+            index => self.recycle(index),
+        }
+    }
+
+    /// Frees the first of the ended sessions.
+    #[inline(never)]
+    fn recycle(&mut self, index: u32) -> Option<Closed> {
         let session = self.sessions.get_mut(index as usize)?;
         self.ended = session.next;
         session.next = self.free;

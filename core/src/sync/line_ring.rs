@@ -24,21 +24,33 @@ use super::primitive::{fence, AtomicU64, Ordering};
 /// Words in a line. loom tries the orderings of every atomic, so a line is shorter there.
 const WORDS: usize = if cfg!(rdma_loom) { 2 } else { 8 };
 
+/// Bytes of a word.
+const WORD: usize = size_of::<u64>();
+
 /// Data words in a line.
 const DATA_WORDS: usize = WORDS - 1;
 
 /// Bytes of a datagram that a line carries.
-pub const LINE_DATA_LEN: usize = DATA_WORDS * size_of::<u64>();
+pub const LINE_DATA_LEN: usize = DATA_WORDS * WORD;
 
 /// How far ahead of its datagram a sender asks for the lines that it will write, so that they are its own by then: as many
 /// as make up for the way to another core and back.
-const WRITE_AHEAD: usize = 16;
+const WRITE_AHEAD: u64 = 16;
 
 /// The same for a receiver that finds one datagram after the other, and therefore more written lines.
-const READ_AHEAD: usize = 8;
+const READ_AHEAD: u64 = 8;
 
-/// The words of a datagram that are left out where they repeat the last one's.
+/// The words of a datagram that are left out where they repeat the last one's: those of a header.
 pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
+
+/// Their bytes.
+const LEAD_LEN: usize = LEAD_WORDS * WORD;
+
+/// A payload that takes no more than two lines together with a header.
+const SHORT: usize = (2 * DATA_WORDS - LEAD_WORDS) * WORD;
+
+// All first words lie in the first line.
+const _: () = assert!(LEAD_WORDS <= DATA_WORDS);
 
 /// The low bits of a stamp, which hold a length, and above them the words that are left out, a bit each.
 const LEN_BITS: u32 = 13;
@@ -179,36 +191,151 @@ impl<M: Memory> Sender<M> {
     /// Sends a datagram of `header` and, after it, `payload`. The receiver can see it at once, if it is looking.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
+        let taken = self.next.wrapping_sub(self.consumed_seen);
+        let size = self.memory.lines().len() as u64;
+        match (header.try_into(), payload.len()) {
+            (Ok(lead), 0..=SHORT) if taken.wrapping_add(2) <= size => {
+                self.push_short(lead, payload)
+            }
+            _ => self.push_any(header, payload),
+        }
+    }
+
+    /// Sends a datagram that takes two lines at most, for which there is room.
+    #[inline(always)]
+    fn push_short(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> Result<(), NoRoom> {
+        let Some(first) = line(self.memory.lines(), self.next) else {
+            return Err(NoRoom);
+        };
+        #[cfg(rdma_loom)]
+        first.witness.with_mut(|_| ());
+        let mut left_out = 0;
+        let mut places = first.data.iter();
+        for (index, (&word, last)) in words_of(lead).iter().zip(&mut self.last).enumerate() {
+            let same = word == *last;
+            left_out |= u64::from(same) << index;
+            if !same {
+                *last = word;
+                if let Some(place) = places.next() {
+                    // Relaxed, as all words: the first line's stamp publishes them.
+                    place.store(word, Ordering::Relaxed);
+                }
+            }
+        }
+        let kind = left_out << LEN_BITS | LEAD_LEN.wrapping_add(payload.len()) as u64;
+        let places = places.as_slice();
+        if payload.len() <= places.len().wrapping_mul(WORD) {
+            write_words(places, payload);
+            self.publish(kind, 1);
+        } else {
+            self.write_long(places.len(), kind, payload);
+            self.publish(kind, 2);
+        }
+        Ok(())
+    }
+
+    /// Sends a datagram of any length with a header of any length.
+    #[inline(never)]
+    fn push_any(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
+        if let Ok(lead) = header.try_into() {
+            return self.push_parts(lead, LEAD_LEN, payload);
+        }
         let len = header.len().wrapping_add(payload.len());
-        let message = Message::new(header, payload, &self.last);
-        let count = message.words().div_ceil(DATA_WORDS).max(1);
+        let mut bytes = [0; MAX_LEN.next_multiple_of(WORD)];
+        let Some(datagram) = bytes.get_mut(..len) else {
+            return Err(NoRoom);
+        };
+        for (to, from) in datagram.iter_mut().zip(header.iter().chain(payload)) {
+            *to = *from;
+        }
+        let (lead, rest) = bytes.split_at(LEAD_LEN);
+        let Some(lead) = lead.first_chunk() else {
+            return Err(NoRoom);
+        };
+        let rest = rest.get(..len.saturating_sub(LEAD_LEN));
+        self.push_parts(lead, len.min(LEAD_LEN), rest.unwrap_or_default())
+    }
+
+    /// Sends `lead_len` bytes of `lead`, and if those are all of them, `rest`.
+    fn push_parts(
+        &mut self,
+        lead: &[u8; LEAD_LEN],
+        lead_len: usize,
+        rest: &[u8],
+    ) -> Result<(), NoRoom> {
+        let lead = words_of(lead);
+        let lead = lead.get(..lead_len.div_ceil(WORD)).unwrap_or(&lead);
+        let same = lead
+            .iter()
+            .zip(&self.last)
+            .filter(|(word, last)| word == last);
+        let travel = lead.len().wrapping_sub(same.count());
+        let travel = travel.wrapping_add(rest.len().div_ceil(WORD));
+        let count = travel.div_ceil(DATA_WORDS).max(1);
+        let len = lead_len.wrapping_add(rest.len());
         if len > MAX_LEN || !self.has_room(count) {
             return Err(NoRoom);
         }
-        let kind = message.left_out << LEN_BITS | len as u64;
+        let Some(first) = line(self.memory.lines(), self.next) else {
+            return Err(NoRoom);
+        };
+        #[cfg(rdma_loom)]
+        first.witness.with_mut(|_| ());
+        let mut left_out = 0;
+        let mut places = first.data.iter();
+        for (index, (&word, last)) in lead.iter().zip(&mut self.last).enumerate() {
+            if word == *last {
+                left_out |= 1 << index;
+            } else if let Some(place) = places.next() {
+                *last = word;
+                place.store(word, Ordering::Relaxed);
+            }
+        }
+        let kind = left_out << LEN_BITS | len as u64;
+        self.write_long(places.len(), kind, rest);
+        self.publish(kind, count);
+        Ok(())
+    }
+
+    /// Writes what follows a datagram's first words: to as many places of the first line as are left, and to the lines after
+    /// it.
+    #[inline(never)]
+    fn write_long(&self, left: usize, kind: u64, bytes: &[u8]) {
         let lines = self.memory.lines();
-        // The first line comes last: who sees its stamp finds the others written.
-        for index in (1..count).rev() {
-            let number = self.next.wrapping_add(index as u64);
+        let here = left.wrapping_mul(WORD);
+        let (here, elsewhere) = bytes.split_at_checked(here).unwrap_or((bytes, &[]));
+        if let Some(first) = line(lines, self.next) {
+            let places = first.data.get(DATA_WORDS.wrapping_sub(left)..);
+            write_words(places.unwrap_or_default(), here);
+        }
+        for (bytes, ahead) in elsewhere.chunks(LINE_DATA_LEN).zip(1..) {
+            let number = self.next.wrapping_add(ahead);
             if let Some(line) = line(lines, number) {
-                message.write(line, index.wrapping_mul(DATA_WORDS));
+                #[cfg(rdma_loom)]
+                line.witness.with_mut(|_| ());
+                write_words(&line.data, bytes);
                 // Relaxed: nobody waits for it. It keeps what lies in the line from being taken for a stamp later on.
                 line.stamp.store(stamp(number, kind), Ordering::Relaxed);
             }
         }
-        let Some(first) = line(lines, self.next) else {
-            return Err(NoRoom);
-        };
-        message.write(first, 0);
-        // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
-        first.stamp.store(stamp(self.next, kind), Ordering::Release);
-        message.remember(&mut self.last);
-        for index in 0..count.min(WRITE_AHEAD) {
-            let ahead = WRITE_AHEAD.wrapping_add(index) as u64;
-            prefetch::to_write(line(lines, self.next.wrapping_add(ahead)));
+    }
+
+    /// The datagram's lines have been written, `count` of them, apart from the first one's stamp, by which the receiver sees
+    /// them.
+    #[inline(always)]
+    fn publish(&mut self, kind: u64, count: usize) {
+        let lines = self.memory.lines();
+        if let Some(first) = line(lines, self.next) {
+            // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
+            first.stamp.store(stamp(self.next, kind), Ordering::Release);
+        }
+        let ahead = self.next.wrapping_add(WRITE_AHEAD);
+        match count {
+            1 => prefetch::to_write(line(lines, ahead)),
+            _ => (0..WRITE_AHEAD.min(count as u64))
+                .for_each(|index| prefetch::to_write(line(lines, ahead.wrapping_add(index)))),
         }
         self.next = self.next.wrapping_add(count as u64);
-        Ok(())
     }
 
     #[inline(always)]
@@ -277,43 +404,47 @@ impl<M: Memory> Receiver<M> {
             return Ok(None);
         }
         let len = (said & MAX_LEN as u64) as usize;
+        let Some(words) = words.get_mut(..len.div_ceil(WORD)) else {
+            return Err(Broken { len });
+        };
         let left_out = kind_of(said) >> LEN_BITS;
-        let Some(words) = words.get_mut(..len.div_ceil(size_of::<u64>())) else {
-            return Err(Broken { len });
-        };
-        // Words that there are not are not left out of an honest datagram.
-        let travelled = words.len().saturating_sub(left_out.count_ones() as usize);
-        let count = travelled.div_ceil(DATA_WORDS).max(1);
-        if count > lines.len() {
-            return Err(Broken { len });
-        }
-        let mut reader = Reader {
-            lines,
-            number: self.next,
-            line: first,
-            place: 0,
-        };
-        let (lead, rest) = words.split_at_mut(words.len().min(LEAD_WORDS));
-        for (index, (word, last)) in lead.iter_mut().zip(&mut self.last).enumerate() {
-            if left_out >> index & 1 == 0 {
-                *last = reader.word();
+        let mut places = first.data.iter();
+        let rest = match words.split_first_chunk_mut::<LEAD_WORDS>() {
+            Some((lead, rest)) => {
+                read_lead(&mut places, left_out, &mut self.last, lead);
+                rest
             }
-            *word = *last;
+            None => {
+                read_lead(&mut places, left_out, &mut self.last, words);
+                &mut []
+            }
+        };
+        let here = rest.len().min(places.len());
+        let (here, elsewhere) = rest.split_at_mut(here);
+        for (word, place) in here.iter_mut().zip(places) {
+            *word = place.load(Ordering::Relaxed);
         }
-        for word in rest {
-            *word = reader.word();
+        #[cfg(rdma_loom)]
+        first.witness.with(|_| ());
+        let mut count = 1;
+        if !elsewhere.is_empty() {
+            count = elsewhere.len().div_ceil(DATA_WORDS).wrapping_add(1);
+            if count > lines.len() {
+                return Err(Broken { len });
+            }
+            read_lines(lines, self.next.wrapping_add(1), elsewhere);
         }
-        reader.close();
         self.next = self.next.wrapping_add(count as u64);
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
         consumed.store(self.next, Ordering::Release);
-        let ahead = match self.found {
-            true => READ_AHEAD.saturating_sub(count)..READ_AHEAD,
-            false => 0..0,
-        };
-        for index in ahead {
-            prefetch::to_read(line(lines, self.next.wrapping_add(index as u64)));
+        if self.found {
+            let ahead = self.next.wrapping_add(READ_AHEAD);
+            match count {
+                1 => prefetch::to_read(line(lines, ahead.wrapping_sub(1))),
+                _ => (1..=READ_AHEAD.min(count as u64))
+                    .for_each(|back| prefetch::to_read(line(lines, ahead.wrapping_sub(back)))),
+            }
         }
         self.found = true;
         Ok(Some(len))
@@ -356,151 +487,76 @@ fn line(lines: &[Line], number: u64) -> Option<&Line> {
     lines.get(number as usize & lines.len().wrapping_sub(1))
 }
 
-/// Reads the words of a datagram, line by line.
-struct Reader<'m> {
-    lines: &'m [Line],
-    number: u64,
-    line: &'m Line,
-    place: usize,
-}
-
-impl Reader<'_> {
-    #[inline(always)]
-    fn word(&mut self) -> u64 {
-        if self.place == DATA_WORDS {
-            self.close();
-            self.place = 0;
-            self.number = self.number.wrapping_add(1);
-            if let Some(line) = line(self.lines, self.number) {
-                self.line = line;
-            }
-        }
-        // Relaxed: the stamp has published it. Should the sender write at the same time, the word is one that it wrote.
-        let place = self.line.data.get(self.place);
-        let word = place.map_or(0, |place| place.load(Ordering::Relaxed));
-        self.place = self.place.wrapping_add(1);
-        word
-    }
-
-    /// The line has been read.
-    #[inline(always)]
-    fn close(&self) {
-        #[cfg(rdma_loom)]
-        self.line.witness.with(|_| ());
-    }
-}
-
-/// What travels of a datagram: those of its first words that are not left out, and the others.
-struct Message<'d> {
-    gather: Gather<'d>,
-    /// The first words, and of them those that travel.
-    first: [u64; LEAD_WORDS],
-    lead: [u64; LEAD_WORDS],
-    lead_len: usize,
-    /// How many first words there are: fewer than `LEAD_WORDS` in a short datagram.
-    first_len: usize,
+/// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.
+#[inline(always)]
+fn read_lead(
+    places: &mut core::slice::Iter<'_, AtomicU64>,
     left_out: u64,
-}
-
-impl<'d> Message<'d> {
-    #[inline(always)]
-    fn new(header: &'d [u8], payload: &'d [u8], last: &[u64; LEAD_WORDS]) -> Self {
-        let gather = Gather { header, payload };
-        let mut message = Self {
-            first_len: gather.words().min(LEAD_WORDS),
-            gather,
-            first: *last,
-            lead: [0; LEAD_WORDS],
-            lead_len: 0,
-            left_out: 0,
-        };
-        for (index, place) in message.first.iter_mut().enumerate() {
-            if index >= message.first_len {
-                break;
+    last: &mut [u64; LEAD_WORDS],
+    words: &mut [u64],
+) {
+    for (index, (word, last)) in words.iter_mut().zip(last).enumerate() {
+        if left_out >> index & 1 == 0 {
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the stamp has published them. Should the sender write at the same time, the word is
+                // one that it wrote.
+                *last = place.load(Ordering::Relaxed);
             }
-            let word = message.gather.word(index);
-            let same = word == *place;
-            *place = word;
-            if let Some(lead) = message.lead.get_mut(message.lead_len) {
-                *lead = word;
+        }
+        *word = *last;
+    }
+}
+
+/// Reads what a datagram has in the lines from `number` on.
+#[inline(never)]
+fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
+    for (words, ahead) in words.chunks_mut(DATA_WORDS).zip(0..) {
+        if let Some(line) = line(lines, number.wrapping_add(ahead)) {
+            for (word, place) in words.iter_mut().zip(&line.data) {
+                *word = place.load(Ordering::Relaxed);
             }
-            message.lead_len = message.lead_len.wrapping_add(usize::from(!same));
-            message.left_out |= u64::from(same) << index;
-        }
-        message
-    }
-
-    /// How many words travel.
-    #[inline(always)]
-    fn words(&self) -> usize {
-        let all = self.gather.words().wrapping_add(self.lead_len);
-        all.wrapping_sub(self.first_len)
-    }
-
-    #[inline(always)]
-    fn remember(&self, last: &mut [u64; LEAD_WORDS]) {
-        *last = self.first;
-    }
-
-    /// Writes the words from `at` on to a line, as many as it has.
-    #[inline(always)]
-    fn write(&self, line: &Line, at: usize) {
-        #[cfg(rdma_loom)]
-        line.witness.with_mut(|_| ());
-        for (place, index) in line.data.iter().zip(at..self.words()) {
-            let word = match self.lead.get(index) {
-                Some(&word) if index < self.lead_len => word,
-                _ => {
-                    let behind = index.wrapping_sub(self.lead_len);
-                    self.gather.word(behind.wrapping_add(self.first_len))
-                }
-            };
-            // Relaxed: the stamp publishes it.
-            place.store(word, Ordering::Relaxed);
+            #[cfg(rdma_loom)]
+            line.witness.with(|_| ());
         }
     }
 }
 
-/// Header and payload as a sequence of words, the last one filled up with zeros.
-struct Gather<'d> {
-    header: &'d [u8],
-    payload: &'d [u8],
+/// The words of a header of the common length.
+#[inline(always)]
+fn words_of(lead: &[u8; LEAD_LEN]) -> [u64; LEAD_WORDS] {
+    core::array::from_fn(|index| {
+        let bytes = lead.get(index.wrapping_mul(WORD)..).unwrap_or_default();
+        bytes
+            .first_chunk()
+            .map_or(0, |&word| u64::from_ne_bytes(word))
+    })
 }
 
-impl<'d> Gather<'d> {
-    #[inline(always)]
-    fn words(&self) -> usize {
-        let len = self.header.len().wrapping_add(self.payload.len());
-        len.div_ceil(size_of::<u64>())
+/// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
+#[inline(always)]
+fn write_words(places: &[AtomicU64], bytes: &[u8]) {
+    let words = bytes.chunks_exact(WORD);
+    let (whole, rest) = (words.len(), words.remainder());
+    for (place, word) in places.iter().zip(words) {
+        if let Some(&word) = word.first_chunk() {
+            place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
     }
+    if !rest.is_empty() {
+        if let Some(place) = places.get(whole) {
+            place.store(last_word(rest), Ordering::Relaxed);
+        }
+    }
+}
 
-    #[inline(always)]
-    fn word(&self, index: usize) -> u64 {
-        let at = index.wrapping_mul(size_of::<u64>());
-        let in_header = self.header.get(at..).and_then(<[u8]>::first_chunk);
-        if let Some(bytes) = in_header {
-            return u64::from_ne_bytes(*bytes);
-        }
-        let in_payload = at
-            .checked_sub(self.header.len())
-            .and_then(|at| self.payload.get(at..))
-            .and_then(<[u8]>::first_chunk);
-        match in_payload {
-            Some(bytes) => u64::from_ne_bytes(*bytes),
-            None => self.torn_word(at),
-        }
+/// Fewer bytes than a word has, filled up with zeros.
+#[inline(never)]
+fn last_word(bytes: &[u8]) -> u64 {
+    let mut word = [0; WORD];
+    for (to, from) in word.iter_mut().zip(bytes) {
+        *to = *from;
     }
-
-    /// A word that lies in both, or at the end.
-    #[inline(never)]
-    fn torn_word(&self, at: usize) -> u64 {
-        let mut bytes = [0; size_of::<u64>()];
-        let all = self.header.iter().chain(self.payload);
-        for (to, from) in bytes.iter_mut().zip(all.skip(at)) {
-            *to = *from;
-        }
-        u64::from_ne_bytes(bytes)
-    }
+    u64::from_ne_bytes(word)
 }
 
 #[cfg(all(test, not(rdma_loom)))]

@@ -156,7 +156,7 @@ impl<F: Fabric> Calling<F> {
             header: [0; MAX_CONTROL_LEN],
             granted,
         };
-        calling.transmit()?;
+        calling.transmit_now_and_then()?;
         calling.fabric.flush()?;
         Ok(calling)
     }
@@ -188,21 +188,23 @@ impl<F: Fabric> Calling<F> {
             self.clock.skip();
         }
         let now_ns = self.clock.now_ns();
-        let (buffers, len) = (&mut self.buffers, request.len());
+        let len = request.len();
         let request_len = u32::try_from(len).unwrap_or(u32::MAX);
         let begun = self.core.with_dependent_mut(|_, core| {
             let slot = core.free_slot().ok_or(CallError::SlotInUse)?;
             let id = core.call(now_ns, slot, rpc_id, request_len)?;
-            if let Some(buffers) = buffers.get_mut(usize::from(slot)) {
-                buffers.request.clear();
-                buffers.request.extend_from_slice(request);
-                buffers.call = Some(id);
-            }
             Ok(CallId { request: id, slot })
         });
         let call = begun.map_err(|error| self.not_begun(&error, len))?;
         self.outstanding += 1;
-        self.transmit().map_err(NotBegun::Fabric)?;
+        let sent = self.transmit(Some((call.slot, request)));
+        // Kept in case that it must be sent again, once it is on its way.
+        if let Some(buffers) = self.buffers.get_mut(call.slot()) {
+            buffers.request.clear();
+            buffers.request.extend_from_slice(request);
+            buffers.call = Some(call.request);
+        }
+        sent.map_err(NotBegun::Fabric)?;
         Ok(call)
     }
 
@@ -220,22 +222,39 @@ impl<F: Fabric> Calling<F> {
         }
     }
 
-    /// Sends what there is to send; it leaves at the next flush.
+    /// Sends what there is to send; it leaves at the next flush. The request of a call that was just begun is where its caller
+    /// has it.
     #[inline(always)]
-    fn transmit(&mut self) -> Result<(), FabricError> {
+    fn transmit(&mut self, begun: Option<(u16, &[u8])>) -> Result<(), FabricError> {
         let now_ns = self.clock.now_ns();
-        let (fabric, buffers, header) = (&mut self.fabric, &self.buffers, &mut self.header);
-        self.core.with_dependent_mut(|_, core| {
-            while let Some(transmit) = core.poll_transmit(now_ns, header) {
-                let payload = transmit.payload.and_then(|payload| {
-                    let range = payload.range.start as usize..payload.range.end as usize;
-                    buffers.get(usize::from(payload.slot))?.request.get(range)
-                });
-                let header = header.get(..transmit.header_len).unwrap_or_default();
-                fabric.send(SERVER, header, payload.unwrap_or_default())?;
-            }
-            Ok(())
-        })
+        loop {
+            let header = &mut self.header;
+            let next = self
+                .core
+                .with_dependent_mut(|_, core| core.poll_transmit(now_ns, header));
+            let Some(transmit) = next else {
+                return Ok(());
+            };
+            let payload = transmit.payload.and_then(|payload| {
+                let range = payload.range.start as usize..payload.range.end as usize;
+                match begun {
+                    Some((slot, request)) if slot == payload.slot => request.get(range),
+                    _ => {
+                        let buffers = self.buffers.get(usize::from(payload.slot));
+                        buffers?.request.get(range)
+                    }
+                }
+            });
+            let header = self.header.get(..transmit.header_len).unwrap_or_default();
+            self.fabric
+                .send(SERVER, header, payload.unwrap_or_default())?;
+        }
+    }
+
+    /// The same, where it is seldom done.
+    #[inline(never)]
+    fn transmit_now_and_then(&mut self) -> Result<(), FabricError> {
+        self.transmit(None)
     }
 
     /// Lets what was begun leave.
@@ -251,6 +270,10 @@ impl<F: Fabric> Calling<F> {
         let mut handled = 0;
         while handled < BATCH && self.receive(&mut ended)? {
             handled += 1;
+            if self.outstanding == 0 {
+                // Nothing else is awaited, and to look for it would take the next line from the server, which is to write it.
+                break;
+            }
         }
         let read = if handled > 0 {
             self.patience.renew();
@@ -260,7 +283,7 @@ impl<F: Fabric> Calling<F> {
             self.clock.idle()
         };
         if handled > 0 {
-            self.transmit()?;
+            self.transmit(None)?;
         }
         if read {
             self.time_out(&mut ended)?;
@@ -280,39 +303,44 @@ impl<F: Fabric> Calling<F> {
         };
         let now_ns = self.clock.now_ns();
         let datagram = arrival.datagram;
-        let taken = self
+        let whole = self
             .core
-            .with_dependent_mut(|_, core| core.handle_datagram(now_ns, datagram));
-        // What the core rejects is nobody's answer: it is dropped.
-        let Ok(Some(event)) = taken else {
-            return Ok(true);
-        };
-        if let Event::Reply {
-            request,
-            slot,
-            message_len,
-            offset,
-            payload,
-            complete,
-        } = event
-        {
-            let part = datagram.get(payload).unwrap_or_default();
-            let Some(buffers) = self.buffers.get_mut(usize::from(slot)) else {
-                return Ok(true);
-            };
-            let call = CallId { request, slot };
-            if complete && offset == 0 {
+            .with_dependent_mut(|_, core| core.handle_whole(now_ns, datagram));
+        if let Some(reply) = whole {
+            let (request, slot) = (reply.request, reply.slot);
+            if let Some(buffers) = self.buffers.get_mut(usize::from(slot)) {
                 buffers.call = None;
                 self.outstanding -= 1;
-                ended(call, Ok(part));
-            } else if put_together(buffers, message_len, offset, part) && complete {
-                buffers.call = None;
-                self.outstanding -= 1;
-                ended(call, Ok(&buffers.reply));
+                ended(CallId { request, slot }, Ok(reply.payload));
             }
             return Ok(true);
         }
-        self.happened(event, ended);
+        let taken = self
+            .core
+            .with_dependent_mut(|_, core| core.handle_any(now_ns, datagram));
+        match taken {
+            Ok(Some(Event::Reply {
+                request,
+                slot,
+                message_len,
+                offset,
+                payload,
+                complete,
+            })) => {
+                let part = datagram.get(payload).unwrap_or_default();
+                let Some(buffers) = self.buffers.get_mut(usize::from(slot)) else {
+                    return Ok(true);
+                };
+                if put_together(buffers, message_len, offset, part) && complete {
+                    buffers.call = None;
+                    self.outstanding -= 1;
+                    ended(CallId { request, slot }, Ok(&buffers.reply));
+                }
+            }
+            Ok(Some(event)) => self.happened(event, ended),
+            // What the core rejects is nobody's answer: it is dropped.
+            Ok(None) | Err(_) => {}
+        }
         Ok(true)
     }
 
@@ -389,7 +417,7 @@ impl<F: Fabric> Calling<F> {
                 None => break,
             }
         }
-        self.transmit()?;
+        self.transmit_now_and_then()?;
         self.fabric.flush()
     }
 
@@ -421,7 +449,7 @@ impl<F: Fabric> Calling<F> {
     pub fn close(&mut self) -> Result<(), FabricError> {
         self.core.with_dependent_mut(|_, core| core.disconnect());
         self.link = Link::Gone;
-        self.transmit()?;
+        self.transmit_now_and_then()?;
         self.fabric.flush()
     }
 }

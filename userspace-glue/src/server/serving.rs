@@ -178,12 +178,31 @@ impl<F: Fabric> Serving<F> {
         let now_ns = self.clock.now_ns();
         let from = arrival.from;
         let (handlers, slots, out) = (&mut self.handlers, &mut self.slots, &mut self.out);
+        let datagram = arrival.datagram;
+        let whole = self
+            .core
+            .with_dependent_mut(|_, core| core.handle_whole(now_ns, from, datagram));
+        if let Some(request) = whole {
+            let dispatched = request.dispatched;
+            let result = slots.reply(dispatched.slot_index, |slot| {
+                handlers.run(request.rpc_id, request.payload, &mut slot.reply)
+            });
+            let result = result.unwrap_or(Err(ErrorCode::Busy));
+            let sent = self
+                .core
+                .with_dependent_mut(|_, core| core.complete(&dispatched, result, out));
+            if let Some(sent) = sent {
+                self.send_replies(&sent)?;
+            }
+            self.release_closed();
+            return Ok(true);
+        }
         let next = self.core.with_dependent_mut(|_, core| {
-            let action = core.handle_datagram(now_ns, from, arrival.datagram, out);
+            let action = core.handle_any(now_ns, from, datagram, out);
             decide(core, action, handlers, slots, out)
         });
         match next {
-            Next::Reply(sent) => self.send_replies(&sent)?,
+            Next::Reply(sent) => self.send_saved(&sent)?,
             Next::Answer(len) => self.fabric.send(from, &self.out[..len], &[])?,
             Next::Opened(len) => self.meet(from, len)?,
             Next::Nothing => {}
@@ -209,6 +228,12 @@ impl<F: Fabric> Serving<F> {
             self.send_more()?;
         }
         Ok(())
+    }
+
+    /// [`Serving::send_replies`], where it is seldom done.
+    #[inline(never)]
+    fn send_saved(&mut self, first: &Transmission) -> Result<(), FabricError> {
+        self.send_replies(first)
     }
 
     #[inline(never)]
@@ -289,7 +314,7 @@ impl<F: Fabric> Serving<F> {
 }
 
 /// Does what the core says of a datagram, up to the sending.
-#[inline(always)]
+#[inline(never)]
 fn decide(
     core: &mut Core<'_>,
     action: Action<'_>,

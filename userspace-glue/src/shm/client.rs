@@ -19,8 +19,8 @@ use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerI
 /// The server's number.
 const SERVER: PeerId = 0;
 
-/// How often the ring is looked at before the caller has something else to look at.
-const POLLS: usize = 8;
+/// How often an idle ring is looked at before the caller has something else to look at.
+const POLLS: u32 = 32;
 
 /// After how many polls that found nothing the socket is looked at: a system call among many.
 const POLLS_A_LOOK: u32 = 1024;
@@ -34,6 +34,8 @@ pub struct ShmClient {
     ring_lines: usize,
     words: Words,
     sent: bool,
+    /// How often the ring is to be looked at.
+    looks: u32,
     polls: u32,
     /// The server has closed its end; what it had sent is still received.
     closing: bool,
@@ -115,6 +117,7 @@ impl ShmClient {
             ring_lines,
             words: words(),
             sent: false,
+            looks: POLLS,
             polls: 0,
             closing: false,
             drained: false,
@@ -149,9 +152,11 @@ impl Fabric for ShmClient {
 
     #[inline(always)]
     fn receive(&mut self) -> Result<Option<Arrival<'_>>, FabricError> {
-        for _ in 0..POLLS {
+        for _ in 0..self.looks {
             match self.receiver.pop(&mut *self.words) {
                 Ok(Some(len)) => {
+                    // Where there is no more, the caller has something to do.
+                    self.looks = 1;
                     let datagram = self.words.as_bytes().get(..len).unwrap_or_default();
                     let from = SERVER;
                     return Ok(Some(Arrival { from, datagram }));
@@ -162,6 +167,7 @@ impl Fabric for ShmClient {
             }
             std::hint::spin_loop();
         }
+        self.looks = POLLS;
         self.polls += 1;
         if self.polls >= POLLS_A_LOOK {
             self.look();

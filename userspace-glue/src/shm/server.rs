@@ -22,8 +22,8 @@ use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerI
 /// How many datagrams of one client are received before the next client's turn.
 const TURN: u32 = 16;
 
-/// How often rings are looked at, at least, before the caller has something else to look at.
-const POLLS: usize = 8;
+/// How often idle rings are looked at, at least, before the caller has something else to look at.
+const POLLS: usize = 32;
 
 /// After how many turns that found nothing, or batches, the sockets are looked at: a system call among many polls.
 const POLLS_A_LOOK: u32 = 1024;
@@ -101,6 +101,8 @@ pub struct ShmServer {
     /// Whose turn it is, and how much of it is left.
     turn: usize,
     left: u32,
+    /// How many rings are to be looked at, at least.
+    looks: usize,
     strangers: Vec<Option<Stranger>>,
     gone: VecDeque<PeerId>,
     sent: Vec<PeerId>,
@@ -130,6 +132,7 @@ impl ShmServer {
             live: Vec::with_capacity(peers),
             turn: 0,
             left: TURN,
+            looks: POLLS,
             strangers: Vec::new(),
             gone: VecDeque::new(),
             sent: Vec::with_capacity(peers),
@@ -150,8 +153,25 @@ impl ShmServer {
     /// The next datagram of whoever's turn it is: its sender and its length.
     #[inline(always)]
     fn next(&mut self) -> Option<(PeerId, usize)> {
+        if self.left > 0 {
+            let id = *self.live.get(self.turn)?;
+            if let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) {
+                if let Ok(Some(len)) = peer.receiver.pop(&mut *self.words) {
+                    self.left -= 1;
+                    // Where there is no more, the caller has something to do.
+                    self.looks = 1;
+                    return Some((id, len));
+                }
+            }
+        }
+        self.next_of_all()
+    }
+
+    /// The same, where there may be none, or it may be another's turn.
+    #[inline(never)]
+    fn next_of_all(&mut self) -> Option<(PeerId, usize)> {
         let mut looked_at = 0;
-        while looked_at < self.live.len().max(POLLS) {
+        while looked_at < self.live.len().max(self.looks) {
             let id = *self.live.get(self.turn)?;
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
                 return None;
@@ -163,6 +183,7 @@ impl ShmServer {
             match popped {
                 Ok(Some(len)) => {
                     self.left -= 1;
+                    self.looks = 1;
                     return Some((id, len));
                 }
                 Ok(None) if !peer.closing || self.left == 0 => {
@@ -178,6 +199,7 @@ impl ShmServer {
                 Ok(None) | Err(_) => self.lose(id),
             }
         }
+        self.looks = POLLS;
         None
     }
 

@@ -137,6 +137,17 @@ pub enum Event {
     },
 }
 
+/// A call's whole result, which was in one datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WholeReply<'d> {
+    /// Which call.
+    pub request: RequestId,
+    /// Its slot, which is free again.
+    pub slot: u16,
+    /// The result.
+    pub payload: &'d [u8],
+}
+
 /// Why a call was not begun: the caller's misuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallError {

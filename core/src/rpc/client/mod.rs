@@ -27,7 +27,9 @@ use crate::wire::{
 };
 
 pub use self::call::CallSlot;
-pub use self::event::{CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit};
+pub use self::event::{
+    CallError, ClientConfig, Event, Granted, Payload, SlotSet, Transmit, WholeReply,
+};
 pub use crate::session::RequestId;
 
 /// Longer than any timeout means: 73 years, which no clock of nanoseconds adds up to an overflow.
@@ -301,18 +303,26 @@ impl<'a> Client<'a> {
         now_ns: u64,
         datagram: &[u8],
     ) -> Result<Option<Event>, Rejected> {
-        if let Some(whole) = Glance::whole(datagram, Kind::Reply) {
-            if let Some(event) = self.handle_whole(now_ns, &whole) {
-                return Ok(Some(event));
-            }
-        }
-        self.handle_any(now_ns, datagram)
+        let Some(whole) = self.handle_whole(now_ns, datagram) else {
+            return self.handle_any(now_ns, datagram);
+        };
+        let len = whole.payload.len();
+        Ok(Some(Event::Reply {
+            request: whole.request,
+            slot: whole.slot,
+            message_len: len as u32,
+            offset: 0,
+            payload: HEADER_LEN..HEADER_LEN.wrapping_add(len),
+            complete: true,
+        }))
     }
 
-    /// The answer to a call whose request and reply are a datagram each. `None` if it is anything
-    /// else, of which nothing has been taken in then.
+    /// [`Client::handle_datagram`] for the commonest of them: the answer to a call whose request and
+    /// reply are a datagram each. `None` for any other, of which nothing has been taken in then;
+    /// [`Client::handle_any`] takes it.
     #[inline(always)]
-    fn handle_whole(&mut self, now_ns: u64, reply: &Glance<'_>) -> Option<Event> {
+    pub fn handle_whole<'d>(&mut self, now_ns: u64, datagram: &'d [u8]) -> Option<WholeReply<'d>> {
+        let reply = Glance::whole(datagram, Kind::Reply)?;
         let slot = reply.slot();
         let mask = bit(slot);
         let place = self.slots.get_mut(usize::from(slot))?;
@@ -334,18 +344,16 @@ impl<'a> Client<'a> {
         if self.busy == 0 {
             self.rest(now_ns);
         }
-        Some(Event::Reply {
+        Some(WholeReply {
             request: RequestId(reply.request()),
             slot,
-            message_len: len,
-            offset: 0,
-            payload: HEADER_LEN..HEADER_LEN.wrapping_add(reply.payload.len()),
-            complete: true,
+            payload: reply.payload,
         })
     }
 
+    /// [`Client::handle_datagram`] for those that [`Client::handle_whole`] has not taken.
     #[inline(never)]
-    fn handle_any(&mut self, now_ns: u64, datagram: &[u8]) -> Result<Option<Event>, Rejected> {
+    pub fn handle_any(&mut self, now_ns: u64, datagram: &[u8]) -> Result<Option<Event>, Rejected> {
         let (header, payload) = Header::parse(datagram)?;
         if header.kind == Kind::Reply && header.code == 0 {
             let part = Part::of(&header, payload)?;

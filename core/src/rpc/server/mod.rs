@@ -110,16 +110,28 @@ impl<'a> Server<'a> {
         datagram: &'d [u8],
         out: &mut [u8],
     ) -> Action<'d> {
-        if let Some(whole) = Glance::whole(datagram, Kind::Request) {
-            if let Some(request) = self.handle_whole(now_ns, from, &whole) {
-                return Action::Dispatch(request);
-            }
+        match self.handle_whole(now_ns, from, datagram) {
+            Some(request) => Action::Dispatch(request),
+            None => self.handle_any(now_ns, from, datagram, out),
         }
-        self.handle_any(now_ns, from, datagram, out)
     }
 
+    /// [`Server::handle_datagram`] for the commonest of them: a new request in one datagram. `None` for
+    /// any other, of which nothing has been taken in then; [`Server::handle_any`] takes it.
+    #[inline(always)]
+    pub fn handle_whole<'d>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        datagram: &'d [u8],
+    ) -> Option<Request<'d>> {
+        let request = Glance::whole(datagram, Kind::Request)?;
+        self.dispatch(now_ns, from, &request)
+    }
+
+    /// [`Server::handle_datagram`] for those that [`Server::handle_whole`] has not taken.
     #[inline(never)]
-    fn handle_any<'d>(
+    pub fn handle_any<'d>(
         &mut self,
         now_ns: u64,
         from: PeerId,
@@ -148,6 +160,7 @@ impl<'a> Server<'a> {
 
     /// The next session that ended. Its index and its slots are not taken again before this has
     /// yielded it.
+    #[inline(always)]
     pub fn poll_closed(&mut self) -> Option<Closed> {
         self.table.poll_closed()
     }

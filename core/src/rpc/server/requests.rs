@@ -38,7 +38,7 @@ impl Server<'_> {
     /// A new request of one datagram in an open session. `None` if it is anything else, of which
     /// nothing has been taken in then.
     #[inline(always)]
-    pub(super) fn handle_whole<'d>(
+    pub(super) fn dispatch<'d>(
         &mut self,
         now_ns: u64,
         from: PeerId,

@@ -4,7 +4,7 @@
 #![deny(unsafe_code)]
 
 mod contender;
-mod shared_page;
+mod shared_lines;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ struct Arguments {
     /// The processors of the calling and of the serving end.
     #[arg(long, value_delimiter = ',', default_value = "0,1")]
     cpus: Vec<usize>,
-    /// Only those whose name has this in it; the cache line is always measured.
+    /// Only those whose name has this in it; cache lines are always measured.
     #[arg(long)]
     only: Option<String>,
     /// Prints the result as JSON.
@@ -77,7 +77,8 @@ fn main() -> Result<()> {
         .into_iter()
         .filter(|one| {
             let wanted = |only: &String| one.name().contains(only.as_str());
-            *one == Contender::Line || arguments.only.as_ref().is_none_or(wanted)
+            let floor = matches!(one, Contender::Line | Contender::Lines(_));
+            floor || arguments.only.as_ref().is_none_or(wanted)
         })
         .collect();
     let dir = PathBuf::from(format!("/dev/shm/mitosis-bench-{}", std::process::id()));

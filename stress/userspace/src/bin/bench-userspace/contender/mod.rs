@@ -1,6 +1,7 @@
 //! Ways to call from one process to another: each serves in a process of its own, and measures in ours.
 
 mod line;
+mod lines;
 mod ours;
 #[cfg(feature = "others")]
 mod rings;
@@ -22,6 +23,8 @@ pub const PAYLOAD: usize = 32;
 pub enum Contender {
     /// No call at all: a cache line that goes to and fro, the floor.
     Line,
+    /// No calls at all: lines that go to and fro, so many of them under way.
+    Lines(usize),
     /// Our calls, so many of them outstanding.
     Ours(usize),
     /// iceoryx2's request-response, a request at a time, polled.
@@ -51,7 +54,8 @@ impl Measured {
 impl Contender {
     /// All, in the order of the table.
     pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::Line, Self::Ours(1), Self::Ours(8), Self::Ours(64)];
+        let mut all = vec![Self::Line, Self::Lines(64)];
+        all.extend([Self::Ours(1), Self::Ours(8), Self::Ours(64)]);
         if cfg!(feature = "others") {
             all.extend([Self::Iceoryx2, Self::Tarpc(1), Self::Tarpc(64)]);
         }
@@ -63,6 +67,7 @@ impl Contender {
     pub fn name(self) -> String {
         match self {
             Self::Line => "cache line, to and fro".into(),
+            Self::Lines(window) => format!("cache lines, {window} under way"),
             Self::Ours(1) => "MITOSIS, one call at a time".into(),
             Self::Ours(window) => format!("MITOSIS, {window} calls outstanding"),
             Self::Iceoryx2 => "iceoryx2 request-response, polled".into(),
@@ -76,6 +81,7 @@ impl Contender {
     pub fn word(self) -> &'static str {
         match self {
             Self::Line => "line",
+            Self::Lines(_) => "lines",
             Self::Ours(_) => "ours",
             Self::Iceoryx2 => "iceoryx2",
             Self::Tarpc(_) => "tarpc",
@@ -87,6 +93,7 @@ impl Contender {
     pub fn serve(word: &str, dir: &Path) -> Result<()> {
         match word {
             "line" => line::serve(dir),
+            "lines" => lines::serve(dir),
             "ours" => ours::serve(dir),
             "udp" => udp::serve(),
             #[cfg(feature = "others")]
@@ -101,6 +108,7 @@ impl Contender {
     pub fn measure(self, dir: &Path, greeting: &str, time: Duration) -> Result<Measured> {
         match self {
             Self::Line => line::measure(dir, time),
+            Self::Lines(window) => lines::measure(dir, window, time),
             Self::Ours(1) => ours::measure_one(dir, time),
             Self::Ours(window) => ours::measure_window(dir, window, time),
             Self::Udp => udp::measure(greeting, time),
