@@ -7,7 +7,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use crate::cluster::shell::quote;
 use crate::cluster::Host;
-use crate::klog::watch::{Said, Task, Waited, Watch};
+use crate::klog::watch::{Patience, Said, Task, Waited, Watch};
 use crate::scene::STEP;
 
 /// The program, as builds call it.
@@ -168,7 +168,7 @@ impl Walker {
                 .map(|line| line.text.clone())
                 .position(|line| line.starts_with(&word))
         };
-        let waited = watch.wait(timeout, crate::klog::watch::Patience::Eager, |watch| {
+        let waited = watch.wait(timeout, Patience::Eager, |watch| {
             find(watch).is_some() || watch.ended(task).is_some()
         })?;
         if let Some(at) = find(watch) {
@@ -237,7 +237,13 @@ impl Walker {
 
     /// Waits until it is over; its exit status as a shell has it: 128 and the signal's number where one ended it.
     pub fn status(&mut self, watch: &mut Watch<'_>, timeout: Duration) -> Result<u64> {
-        self.hear(watch, "status", timeout)?.number("code")
+        let code = self.hear(watch, "status", timeout)?.number("code")?;
+        // Its session with it: ssh takes the end of one that still closes for the next one's, whose words are lost then.
+        let task = self.task;
+        watch.wait(STEP, Patience::Stubborn, |watch| {
+            watch.ended(task).is_some()
+        })?;
+        Ok(code)
     }
 
     /// Tells it to end, which it must do without complaint.
