@@ -53,8 +53,8 @@ pub struct Virtual {
     pub memory_mib: u32,
     /// The RDMA path MTU in bytes; one of [`MTUS`].
     pub mtu: u32,
-    /// Whether their kernels look for misuse of memory, which costs most of their speed. Where nothing is said, they do,
-    /// but for comparisons of speed.
+    /// Whether their kernels look for misuse of memory, which slows each packet down. Where nothing is said, they do, but
+    /// for comparisons of speed.
     pub debug: Option<bool>,
 }
 

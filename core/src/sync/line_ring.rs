@@ -209,19 +209,8 @@ impl<M: Memory> Sender<M> {
         };
         #[cfg(rdma_loom)]
         first.witness.with_mut(|_| ());
-        let mut left_out = 0;
         let mut places = first.data.iter();
-        for (index, (&word, last)) in words_of(lead).iter().zip(&mut self.last).enumerate() {
-            let same = word == *last;
-            left_out |= u64::from(same) << index;
-            if !same {
-                *last = word;
-                if let Some(place) = places.next() {
-                    // Relaxed, as all words: the first line's stamp publishes them.
-                    place.store(word, Ordering::Relaxed);
-                }
-            }
-        }
+        let left_out = write_lead(&mut places, &mut self.last, &words_of(lead));
         let kind = left_out << LEN_BITS | LEAD_LEN.wrapping_add(payload.len()) as u64;
         let places = places.as_slice();
         if payload.len() <= places.len().wrapping_mul(WORD) {
@@ -281,16 +270,8 @@ impl<M: Memory> Sender<M> {
         };
         #[cfg(rdma_loom)]
         first.witness.with_mut(|_| ());
-        let mut left_out = 0;
         let mut places = first.data.iter();
-        for (index, (&word, last)) in lead.iter().zip(&mut self.last).enumerate() {
-            if word == *last {
-                left_out |= 1 << index;
-            } else if let Some(place) = places.next() {
-                *last = word;
-                place.store(word, Ordering::Relaxed);
-            }
-        }
+        let left_out = write_lead(&mut places, &mut self.last, lead);
         let kind = left_out << LEN_BITS | len as u64;
         self.write_long(places.len(), kind, rest);
         self.publish(kind, count);
@@ -485,6 +466,28 @@ impl<M: Memory> Receiver<M> {
 #[inline(always)]
 fn line(lines: &[Line], number: u64) -> Option<&Line> {
     lines.get(number as usize & lines.len().wrapping_sub(1))
+}
+
+/// Writes those of a datagram's first words that are not the last datagram's; which ones are left out, a bit each.
+#[inline(always)]
+fn write_lead(
+    places: &mut core::slice::Iter<'_, AtomicU64>,
+    last: &mut [u64; LEAD_WORDS],
+    words: &[u64],
+) -> u64 {
+    let mut left_out = 0;
+    for (index, (&word, last)) in words.iter().zip(last).enumerate() {
+        let same = word == *last;
+        left_out |= u64::from(same) << index;
+        if !same {
+            *last = word;
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the first line's stamp publishes them.
+                place.store(word, Ordering::Relaxed);
+            }
+        }
+    }
+    left_out
 }
 
 /// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mitosis_core::rpc::server::{
-    Action, Counters, PeerId, Server as Core, ServerConfig, ServerSlot, Session, Transmission,
-    ANSWER_LEN,
+    Action, Counters, PeerId, Request, Server as Core, ServerConfig, ServerSlot, Session,
+    Transmission, ANSWER_LEN,
 };
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{Datagram, ErrorCode, Header, Message};
@@ -183,14 +183,10 @@ impl<F: Fabric> Serving<F> {
             .core
             .with_dependent_mut(|_, core| core.handle_whole(now_ns, from, datagram));
         if let Some(request) = whole {
-            let dispatched = request.dispatched;
-            let result = slots.reply(dispatched.slot_index, |slot| {
-                handlers.run(request.rpc_id, request.payload, &mut slot.reply)
-            });
-            let result = result.unwrap_or(Err(ErrorCode::Busy));
+            let result = answer(&request, handlers, slots);
             let sent = self
                 .core
-                .with_dependent_mut(|_, core| core.complete(&dispatched, result, out));
+                .with_dependent_mut(|_, core| core.complete(&request.dispatched, result, out));
             if let Some(sent) = sent {
                 self.send_replies(&sent)?;
             }
@@ -313,6 +309,19 @@ impl<F: Fabric> Serving<F> {
     }
 }
 
+/// Runs the handler of a request that came in one datagram; its reply lies in the request's slot.
+#[inline(always)]
+fn answer(
+    request: &Request<'_>,
+    handlers: &mut Handlers,
+    slots: &mut Slots,
+) -> Result<u32, ErrorCode> {
+    let result = slots.reply(request.dispatched.slot_index, |slot| {
+        handlers.run(request.rpc_id, request.payload, &mut slot.reply)
+    });
+    result.unwrap_or(Err(ErrorCode::Busy))
+}
+
 /// Does what the core says of a datagram, up to the sending.
 #[inline(never)]
 fn decide(
@@ -324,10 +333,8 @@ fn decide(
 ) -> Next {
     let (dispatched, result) = match action {
         Action::Dispatch(request) => {
-            let result = slots.reply(request.dispatched.slot_index, |slot| {
-                handlers.run(request.rpc_id, request.payload, &mut slot.reply)
-            });
-            (request.dispatched, result.unwrap_or(Err(ErrorCode::Busy)))
+            let result = answer(&request, handlers, slots);
+            (request.dispatched, result)
         }
         Action::Segment(segment) => match slots.take(&segment) {
             Ok(()) if !segment.complete => {
