@@ -191,6 +191,8 @@ impl ShmServer {
                     self.turn = if self.turn + 1 < self.live.len() {
                         self.turn + 1
                     } else {
+                        // To ask again at once would fetch a line while its writer is about to write it.
+                        std::hint::spin_loop();
                         0
                     };
                     self.left = TURN;
