@@ -100,6 +100,11 @@ pub struct Received<'e> {
     pub datagram: &'e [u8],
 }
 
+/// Longest datagram of an endpoint on `port`, in bytes.
+pub fn datagram_len(port: &Port) -> u16 {
+    port.mtu_bytes().min(MAX_DATAGRAM as u32) as u16
+}
+
 impl<'a> Endpoint<'a> {
     /// An endpoint on `port` with `recv_depth` receive buffers posted, whose arrivals signal `event`.
     pub fn open(
@@ -114,7 +119,7 @@ impl<'a> Endpoint<'a> {
             cq: CompletionQueue::new(port, recv_depth, event)?,
             buffers: pages(pd, receives, Direction::FromDevice)?,
             grhs: pages(pd, receives.div_ceil(GRHS_A_PAGE), Direction::FromDevice)?,
-            datagram_len: port.mtu_bytes().min(MAX_DATAGRAM as u32),
+            datagram_len: datagram_len(port).into(),
             given_back: [Receive::default(); BATCH],
             given_back_len: 0,
             held: receives,

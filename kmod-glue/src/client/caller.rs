@@ -8,9 +8,8 @@ use mitosis_core::histogram::Histogram;
 use mitosis_core::rpc::client::{CallSlot, ClientConfig, Event as ClientEvent};
 use mitosis_core::sync::gauge::Gauge;
 use mitosis_core::sync::stop::Stop;
-use mitosis_core::wire::HEADER_LEN;
 
-use super::connection::{Connection, Waited, MAX_CREDITS};
+use super::connection::{Connection, Waited};
 use super::failure::CallerFailure;
 use super::Test;
 use crate::cm::{self, Route, Unresolved};
@@ -35,6 +34,11 @@ const CALL_TIMEOUT_NS: u64 = 60_000_000_000;
 const SILENCE_NS: u64 = 3_000_000_000;
 /// Between two looks for a server that was lost.
 const LOOK_INTERVAL_NS: u64 = 250_000_000;
+/// Callers of a machine that connect at the same time. Hundreds of machines' and callers' handshakes at once would only
+/// repeat themselves: a server that finds a sender's address for the first time asks the network for it.
+const CONNECTING: u64 = 4;
+/// Longest sleep before it is admitted, so that the wish to stop is looked at.
+const NAP_NS: u64 = 500_000_000;
 /// A server that was lost must be back within this.
 const ABSENCE_NS: u64 = 60_000_000_000;
 
@@ -52,9 +56,23 @@ pub struct Shared<'a> {
     pub stop: Stop,
     /// When to stop calling; 0 until the start.
     pub end_ns: Gauge,
+    /// How many callers may connect: those with the lowest numbers.
+    pub admitted: Gauge,
 }
 
 impl Shared<'_> {
+    /// Lets the next callers connect, now that so many are connected.
+    pub fn admit(&self, seats: &[Seat], connected: usize) {
+        let (before, now) = (self.admitted.value(), connected as u64 + CONNECTING);
+        if now > before {
+            self.admitted.set(now);
+            let waiting = seats.iter().skip(before as usize);
+            waiting
+                .take((now - before) as usize)
+                .for_each(|seat| seat.event.signal());
+        }
+    }
+
     /// Starts all callers, which are connected.
     pub fn begin(&self, seats: &[Seat], end_ns: u64) {
         self.end_ns.set(end_ns);
@@ -152,12 +170,19 @@ impl Caller<'_> {
     pub fn run(&self, record: &mut Record) {
         info!("start stress test client ", self.index);
         info!("gid: ", self.shared.test.gid);
+        self.await_admission();
         let outcome = self.call_until_end(record);
         record.failure = outcome.err();
         self.tell(match record.failure {
             None => state::FINISHED,
             Some(_) => state::FAILED,
         });
+    }
+
+    fn await_admission(&self) {
+        while self.shared.admitted.value() <= self.index.into() && !self.shared.stop.wanted() {
+            self.seat.event.wait(NAP_NS);
+        }
     }
 
     fn tell(&self, state: u64) {
@@ -226,14 +251,9 @@ impl Caller<'_> {
             &shared.stop,
             &mut slots,
             message_len,
-            |datagram_len| {
+            shared.test.thread_count,
+            |datagram_len, credits| {
                 let key = u64::from(shared.test.session_id_base.wrapping_add(self.index));
-                let part_len = u32::from(datagram_len)
-                    .saturating_sub(HEADER_LEN as u32)
-                    .max(1);
-                let parts = message_len
-                    .div_ceil(part_len)
-                    .clamp(1, u32::from(MAX_CREDITS));
                 ClientConfig {
                     // The document's session id in the lower half; chance in the upper, so that no two share a key.
                     client_key: (random() << 32) | key,
@@ -241,7 +261,7 @@ impl Caller<'_> {
                     cluster_key: shared.test.cluster_key,
                     datagram_len,
                     slots: 1,
-                    credits: parts as u16,
+                    credits,
                     max_message_len: message_len,
                     rto_initial_ns: RTO_INITIAL_NS,
                     rto_min_ns: RTO_MIN_NS,

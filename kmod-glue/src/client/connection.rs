@@ -2,19 +2,26 @@
 
 use mitosis_core::rpc::client::{CallError, CallSlot, Client, ClientConfig, Event as ClientEvent};
 use mitosis_core::sync::stop::Stop;
+use mitosis_core::wire::HEADER_LEN;
 
 use super::failure::CallerFailure;
 use crate::buffer::PagedBuffer;
 use crate::cm::Route;
-use crate::endpoint::{Endpoint, Ticket};
+use crate::endpoint::{self, Endpoint, Ticket};
 use crate::payload::{self, Maker};
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, BATCH};
 
-/// The most datagrams to have unanswered: enough to keep a link busy with a long message.
-pub const MAX_CREDITS: u16 = 8;
-/// Receive buffers: an answer for each credit, the rest is for repeated and late ones.
-const RECEIVE_BUFFERS: u32 = 2 * MAX_CREDITS as u32;
+/// The most datagrams that a machine's threads have unanswered together: what a network device's ring holds. More is lost
+/// there and repeated.
+const SHARED_CREDITS: u32 = 256;
+/// The most of one thread: enough to keep a link busy with a long message, and for one of 64 KiB to go without a word in
+/// between.
+const MAX_CREDITS: u32 = 32;
+/// The least, however many threads there are.
+const MIN_CREDITS: u32 = 8;
+/// Receive buffers for each credit: one is for its answer, the other for what is repeated and late.
+const BUFFERS_A_CREDIT: u32 = 2;
 /// Longest sleep, so that the clock and the wish to stop are looked at.
 const NAP_NS: u64 = 500_000_000;
 
@@ -49,14 +56,16 @@ pub struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    /// A queue pair on `route` for messages of `message_len` bytes, and a session that is not yet asked for.
+    /// A queue pair on `route` for messages of `message_len` bytes, one of `threads` that this machine has, and a session that
+    /// is not yet asked for. `config` is told the longest datagram and how many credits to ask for.
     pub fn new(
         route: &'a Route,
         event: &'a Event,
         stop: &'a Stop,
         slots: &'a mut [CallSlot],
         message_len: u32,
-        config: impl FnOnce(u16) -> ClientConfig,
+        threads: u32,
+        config: impl FnOnce(u16, u16) -> ClientConfig,
     ) -> Result<Connection<'a>, CallerFailure> {
         let kernel = |step| move |errno| CallerFailure::Kernel(step, errno);
         let buffer = || {
@@ -64,10 +73,17 @@ impl<'a> Connection<'a> {
                 .map_err(kernel("cannot allocate a message buffer"))
         };
         let (request, reply) = (buffer()?, buffer()?);
-        let endpoint = Endpoint::open(route.port(), route.pd(), event, RECEIVE_BUFFERS)
+        let datagram_len = endpoint::datagram_len(route.port());
+        let part_len = u32::from(datagram_len)
+            .saturating_sub(HEADER_LEN as u32)
+            .max(1);
+        let share = (SHARED_CREDITS / threads.max(1)).clamp(MIN_CREDITS, MAX_CREDITS);
+        let credits = message_len.div_ceil(part_len).clamp(1, share);
+        let buffers = credits * BUFFERS_A_CREDIT;
+        let endpoint = Endpoint::open(route.port(), route.pd(), event, buffers)
             .map_err(kernel("cannot create a queue pair"))?;
         Ok(Connection {
-            client: Client::new(config(endpoint.datagram_len()), slots),
+            client: Client::new(config(datagram_len, credits as u16), slots),
             endpoint,
             request,
             reply,

@@ -191,6 +191,7 @@ impl Test {
             main: &control.event,
             stop: Stop::new(),
             end_ns: Gauge::default(),
+            admitted: Gauge::default(),
         };
         let count = self.thread_count as usize;
         let seats =
@@ -266,6 +267,10 @@ impl Test {
             if devices.removed() {
                 return Err((elapsed_us, Failure::DeviceRemoved));
             }
+            let connected = seats
+                .iter()
+                .filter(|seat| seat.state.value() >= state::CONNECTED);
+            shared.admit(seats, connected.count());
             let all = |state| seats.iter().all(|seat| seat.state.value() >= state);
             if start_ns == 0 && all(state::CONNECTED) {
                 start_ns = now;

@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Bytes that requests and replies carry: a row each.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
     sizes: Vec<u32>,
+    /// Threads of the peak, where thread_count does not say: as many as these machines have their peak with.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
+    threads: Option<u64>,
     /// Most that the first row's round trip may be of perftest's.
     #[arg(long, default_value_t = 1.3)]
     bound: f64,
@@ -81,10 +84,13 @@ struct Document<'a> {
 
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
+    let threads = arguments.threads.map(|threads| threads.to_string());
+    let mut defaults = vec![("client_running_secs", "3"), ("server_running_secs", "60")];
+    defaults.extend(threads.as_deref().map(|threads| ("thread_count", threads)));
     let mut setting = Setting::read(
         Some(&arguments.target),
         &arguments.assignments,
-        &[("client_running_secs", "3"), ("server_running_secs", "60")],
+        &defaults,
         &arguments.template,
         &arguments.out,
     )?;
