@@ -102,8 +102,8 @@ simple-fork: setup ## a counter that goes on, on another machine
 	@$(call STRESS,run templates-run/simple-fork.toml)
 
 .PHONY: fork-faults
-fork-faults: setup ## revoke seeds, cut networks, kill machines and fill memories under forked processes, and fork again
-	@$(call STRESS,fork-faults)
+fork-faults: setup ## take seeds, machines, networks and memory from forked processes, and fork again; ARGUMENTS='--help'
+	@$(call STRESS,fork-faults $(ARGUMENTS))
 
 .PHONY: bench-fork
 bench-fork: setup ## compare remote fork with fork() and perftest, on the same machines in the same run

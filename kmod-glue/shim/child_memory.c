@@ -83,6 +83,7 @@ static long mitosis_image_ioctl(struct file *file, unsigned int command,
 {
 	struct mitosis_image_file *image = file->private_data;
 	struct mitosis_resume resume;
+	long ret;
 
 	if (command != MITOSIS_RESUME)
 		return -ENOTTY;
@@ -90,7 +91,10 @@ static long mitosis_image_ioctl(struct file *file, unsigned int command,
 		return -EFAULT;
 	if (resume.flags || resume.reserved)
 		return -EINVAL;
-	return mitosis_image_resume(image->image, image, resume.child);
+	ret = mitosis_image_resume(image->image, image, resume.child);
+	if (ret > 0)
+		mitosis_task_reach_rseq();
+	return ret;
 }
 
 static int mitosis_image_release(struct inode *inode, struct file *file)

@@ -82,6 +82,7 @@ void mitosis_task_identity(struct mitosis_identity *identity);
 bool mitosis_task_action(u32 signal, struct mitosis_action *action);
 void mitosis_task_set_registers(const struct mitosis_registers *registers);
 void mitosis_task_set_state(const struct mitosis_task *task);
+void mitosis_task_reach_rseq(void);
 int mitosis_task_set_layout(const struct mitosis_layout *layout);
 void mitosis_cpuid(u32 leaf, u32 subleaf, u32 registers[4]);
 u32 mitosis_xcr0(void);

@@ -21,8 +21,14 @@
 
 #define MITOSIS_LINK_DEPTH 64
 #define MITOSIS_LINK_ATOMIC 16
-/* A work request that takes longer ends its connection. */
-#define MITOSIS_LINK_PATIENCE (30 * HZ)
+/* A packet that is not answered within 4.096 us * 2^17 is repeated, six times: a
+ * machine that is dead or cut off is known as such after 3.8 s. Soft-RoCE takes
+ * a count of 7 as 'for ever'.
+ */
+#define MITOSIS_LINK_ACK_TIMEOUT 17
+#define MITOSIS_LINK_RETRIES 6
+/* A work request that takes longer all the same ends its connection. */
+#define MITOSIS_LINK_PATIENCE (10 * HZ)
 
 struct mitosis_link {
 	struct rdma_cm_id *id;
@@ -152,7 +158,8 @@ struct mitosis_link *mitosis_link_connect(const struct mitosis_port *port,
 	struct rdma_conn_param param = {
 		.private_data = private_data,
 		.private_data_len = len,
-		.retry_count = 7,
+		.retry_count = MITOSIS_LINK_RETRIES,
+		/* READs meet no queue that is not ready. */
 		.rnr_retry_count = 7,
 	};
 	int ret = -ENOMEM;
@@ -166,8 +173,13 @@ struct mitosis_link *mitosis_link_connect(const struct mitosis_port *port,
 		link->id = NULL;
 		goto fail;
 	}
-	ret = mitosis_cm_resolve(link->id, port, gid, RDMA_IB_IP_PS_TCP,
-				 service_port, timeout_ms);
+	/* Before the route, which has it too. The other side posts nothing that
+	 * is answered, and takes it over from the request.
+	 */
+	ret = rdma_set_ack_timeout(link->id, MITOSIS_LINK_ACK_TIMEOUT);
+	if (!ret)
+		ret = mitosis_cm_resolve(link->id, port, gid, RDMA_IB_IP_PS_TCP,
+					 service_port, timeout_ms);
 	if (!ret)
 		ret = mitosis_link_wait_step(link, RDMA_CM_EVENT_ADDR_RESOLVED,
 					     timeout_ms);

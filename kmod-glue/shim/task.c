@@ -3,6 +3,7 @@
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/kernel.h>
+#include <linux/pagemap.h>
 #include <linux/pid.h>
 #include <linux/rseq.h>
 #include <linux/sched.h>
@@ -141,6 +142,23 @@ void mitosis_task_set_state(const struct mitosis_task *from)
 	if (current->rseq)
 		rseq_preempt(current);
 	preempt_enable();
+#endif
+}
+
+/*
+ * On a child's way out the kernel writes the processor's number there, and takes a
+ * page that cannot be had for the process's own mistake: SIGSEGV. Here it is
+ * SIGBUS, as for any other page.
+ */
+void mitosis_task_reach_rseq(void)
+{
+#ifdef CONFIG_RSEQ
+	const struct rseq __user *rseq = current->rseq;
+
+	if (!rseq || !fault_in_readable((const char __user *)rseq, sizeof(*rseq)))
+		return;
+	current->rseq = NULL;
+	force_sig(SIGBUS);
 #endif
 }
 

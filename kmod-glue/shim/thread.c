@@ -75,8 +75,8 @@ void mitosis_event_wait(struct mitosis_event *event, u64 timeout_ns)
 }
 
 /*
- * For processes: only a deadly signal ends it early. A seed sleeps for as long as
- * it lives, and is no load.
+ * For processes: only a deadly signal ends it early, and one that is ending already
+ * waits for nothing. A seed sleeps for as long as it lives, and is no load.
  */
 int mitosis_event_wait_frozen(struct mitosis_event *event, u64 timeout_ns)
 {
@@ -91,7 +91,8 @@ int mitosis_event_wait_frozen(struct mitosis_event *event, u64 timeout_ns)
 				TASK_KILLABLE | TASK_NOLOAD | TASK_FREEZABLE);
 		if (atomic_xchg(&event->signaled, 0) || !left)
 			break;
-		if (fatal_signal_pending(current)) {
+		if (fatal_signal_pending(current) ||
+		    (current->flags & PF_EXITING)) {
 			ret = -EINTR;
 			break;
 		}

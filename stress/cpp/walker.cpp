@@ -1,10 +1,12 @@
 // The walker of `make fork-faults` and `make bench-fork`: a process with known memory that does, on either side of a remote
-// fork, what it is told, a line at a time, and says what came of it and how long it took.
+// fork, what it is told, a line at a time, and says what came of it and how long it took. `fork-walker cycle` makes children
+// of it one after another, and lets each prove what it is.
 //
 // Each page's words follow from a secret and the page's number, so that a child needs nothing to tell a right page from a
 // wrong one, and a page of zeros from either.
 
 #include <cerrno>
+#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,6 +19,7 @@
 #include <system_error>
 #include <vector>
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -49,15 +52,16 @@ std::uint32_t now_us() { return static_cast<std::uint32_t>(now_ns() / 1000); }
 
 [[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
 
-// Unbuffered: what a buffer held, a child would have too.
-void say(const std::string& line) {
-    const std::string whole = line + "\n";
-    for (std::size_t at = 0; at < whole.size();) {
-        const ssize_t written = write(1, whole.data() + at, whole.size() - at);
-        if (written < 0 && errno != EINTR) fail("standard output");
+void write_all(int fd, const std::string& text, const char* what) {
+    for (std::size_t at = 0; at < text.size();) {
+        const ssize_t written = write(fd, text.data() + at, text.size() - at);
+        if (written < 0 && errno != EINTR) fail(what);
         if (written > 0) at += static_cast<std::size_t>(written);
     }
 }
+
+// Unbuffered: what a buffer held, a child would have too.
+void say(const std::string& line) { write_all(1, line + "\n", "standard output"); }
 
 bool hear(std::string& line) {
     line.clear();
@@ -70,6 +74,26 @@ bool hear(std::string& line) {
     }
 }
 
+std::uint64_t right(std::uint64_t secret, std::size_t page, std::size_t word) {
+    return mix(secret ^ page) + kStep * word;
+}
+
+// A checksum of pages in which each word's place counts.
+class Sum {
+public:
+    void word(std::uint64_t value) {
+        sum_ = (sum_ ^ value) * 0x9fb21c651e98df25;
+        sum_ = (sum_ << 29) | (sum_ >> 35);
+    }
+    // For whoever asks with a number of its own, the child of this number.
+    std::uint64_t proof(std::uint64_t nonce, std::uint32_t child) const {
+        return mix(nonce ^ mix(sum_ ^ mix(child)));
+    }
+
+private:
+    std::uint64_t sum_ = 0x243f6a8885a308d3;
+};
+
 class Walker {
 public:
     Walker(std::size_t mib, std::uint64_t secret, bool small) : pages_((mib << 20) / 4096), secret_(secret) {
@@ -81,7 +105,7 @@ public:
         words_ = reinterpret_cast<std::uint64_t*>(address);
         if (small && madvise(words_, mib << 20, MADV_NOHUGEPAGE) != 0) fail("madvise");
         for (std::size_t page = 0; page < pages_; ++page)
-            for (std::size_t i = 0; i < kPageWords; ++i) words_[page * kPageWords + i] = right(page, i);
+            for (std::size_t i = 0; i < kPageWords; ++i) words_[page * kPageWords + i] = right(secret_, page, i);
     }
 
     // Until it is told to end, or its input ends.
@@ -99,6 +123,7 @@ public:
             else if (what == "prepare") prepare();
             else if (what == "unprepare") unprepare();
             else if (what == "spoil") spoil();
+            else if (what == "prove") prove(number(0));
             else if (what == "read" || what == "touch" || what == "write") {
                 const std::size_t first = number(0);
                 const std::size_t count = std::min<std::size_t>(number(pages_), pages_);
@@ -109,8 +134,6 @@ public:
     }
 
 private:
-    std::uint64_t right(std::size_t page, std::size_t word) const { return mix(secret_ ^ page) + kStep * word; }
-
     // read looks at every word, touch at one a page; write changes one a page, and changes it back.
     void walk(const std::string& what, std::size_t first, std::size_t count, std::size_t stride) {
         std::vector<std::uint64_t> each;
@@ -125,9 +148,9 @@ private:
             const std::uint64_t after = now_ns();
             each.push_back(after - before);
             if (what == "write") words[7] = words[7] ^ before;
-            bool right_page = found == right(page, 0);
+            bool right_page = found == right(secret_, page, 0);
             if (what != "touch")
-                for (std::size_t i = 1; i < kPageWords; ++i) right_page &= words[i] == right(page, i);
+                for (std::size_t i = 1; i < kPageWords; ++i) right_page &= words[i] == right(secret_, page, i);
             wrong += !right_page;
             if (what != "touch" && (walked + 1) % kProgress == 0) say("at: page=" + std::to_string(page));
         }
@@ -190,7 +213,19 @@ private:
         say("unprepared: ns=" + std::to_string(now_ns() - begun));
     }
 
-    // What the parent does to its own memory, no child sees.
+    // From what is found in each page, of which every fourth is written to before.
+    void prove(std::uint64_t nonce) {
+        for (int turn = 0; turn < 2; ++turn)
+            for (std::size_t page = 0; page < pages_; page += 4) {
+                volatile std::uint64_t* words = words_ + page * kPageWords;
+                words[7] = words[7] ^ nonce;
+            }
+        Sum sum;
+        for (std::size_t i = 0; i < pages_ * kPageWords; ++i) sum.word(words_[i]);
+        say("proof: value=" + std::to_string(sum.proof(nonce, seed_.child)));
+    }
+
+    // What the parent does to its own memory, no child sees. Done twice, it is as before.
     void spoil() {
         for (std::size_t page = 0; page < pages_; ++page) words_[page * kPageWords] ^= ~0ull;
         say("spoilt: pages=" + std::to_string(pages_));
@@ -205,13 +240,140 @@ private:
 [[noreturn]] void usage() {
     std::fprintf(stderr,
                  "usage: fork-walker MIB SECRET [small]\n"
-                 "       fork-walker resume GID SERVICE ID GENERATION CAPABILITY|- [PREFETCH [eager]]\n");
+                 "       fork-walker resume GID SERVICE ID GENERATION CAPABILITY|- [PREFETCH [eager]]\n"
+                 "       fork-walker cycle GID SERVICE MIB SECRET\n"
+                 "  makes children for each line `seed ID GENERATION CAPABILITY FIRST COUNT ANEW` that it reads, numbered from\n"
+                 "  FIRST: COUNT of them, of which ANEW each open the seed for themselves\n");
     std::exit(2);
 }
 
 int refused() {
     say(std::string("refused: ") + mitosis_error());
     return 1;
+}
+
+mitosis_capability capability_of(const std::string& digits) {
+    if (digits.size() != 32) usage();
+    mitosis_capability capability{};
+    for (std::size_t i = 0; i < 16; ++i)
+        capability.bytes[i] = static_cast<std::uint8_t>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+    return capability;
+}
+
+// Something of this process lies where the seed has its vdso: another may do better.
+[[noreturn]] void start_anew(char** argv) {
+    const char* told = getenv(kAttempt);
+    const int attempt = told ? std::atoi(told) : 1;
+    if (attempt >= kAttempts) throw std::runtime_error("the seed's vdso finds no room");
+    setenv(kAttempt, std::to_string(attempt + 1).c_str(), 1);
+    execv("/proc/self/exe", argv);
+    fail("cannot start anew");
+}
+
+// Children of one parent's seeds, one after another.
+class Cycle {
+public:
+    Cycle(const std::string& gid, std::uint32_t service, std::size_t mib, std::uint64_t secret) : service_(service) {
+        if (mitosis_gid(gid.c_str(), gid_) != 0) throw std::runtime_error(mitosis_error());
+        for (std::size_t page = 0; page < (mib << 20) / 4096; ++page)
+            for (std::size_t i = 0; i < kPageWords; ++i) sum_.word(right(secret, page, i));
+    }
+
+    // False where this process cannot become a child, and another may.
+    bool obey(const std::string& line) {
+        std::istringstream words(line);
+        std::string what, digits;
+        std::uint32_t first = 0, count = 0, anew = 0;
+        if (!(words >> what >> id_.id >> id_.generation >> digits >> first >> count >> anew) || what != "seed")
+            throw std::runtime_error("walker: what is " + line + "?");
+        capability_ = capability_of(digits);
+        const std::uint64_t begun = now_ns();
+        mitosis_image* image = nullptr;
+        for (std::uint32_t number = first; number < first + count; ++number) {
+            if (number - first >= anew && !image) image = open();
+            if (!child(number, image)) return false;
+        }
+        if (image) mitosis_image_close(image);
+        std::ostringstream said;
+        said << "cycled: count=" << count << " ns=" << now_ns() - begun;
+        say(said.str());
+        return true;
+    }
+
+private:
+    mitosis_image* open() const {
+        mitosis_image* image = mitosis_open(gid_, service_, id_, &capability_, 0, 0);
+        if (!image) throw std::runtime_error(std::string("cannot open the seed: ") + mitosis_error());
+        return image;
+    }
+
+    // Forks, resumes, and compares what the child says.
+    bool child(std::uint32_t number, const mitosis_image* image) const {
+        constexpr int kOther = 75;
+        int in[2], out[2];
+        if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0) fail("pipe");
+        const pid_t pid = fork();
+        if (pid < 0) fail("fork");
+        if (pid == 0) {
+            if (dup2(in[0], 0) != 0 || dup2(out[1], 1) != 1) _exit(1);
+            for (int fd : {in[0], in[1], out[0], out[1]}) close(fd);
+            try {
+                mitosis_resume(image ? image : open(), number, 0);
+                if (errno == EAGAIN) _exit(kOther);
+                throw std::runtime_error(mitosis_error());
+            } catch (const std::exception& error) {
+                std::fprintf(stderr, "fork-walker: child %u: %s\n", number, error.what());
+                _exit(1);
+            }
+        }
+        close(in[0]);
+        close(out[1]);
+        const std::uint64_t nonce = mix(now_ns() ^ number);
+        write_all(in[1], "prove " + std::to_string(nonce) + "\nend\n", "a child's standard input");
+        close(in[1]);
+        std::string said;
+        char bytes[512];
+        for (ssize_t length; (length = read(out[0], bytes, sizeof bytes)) != 0;) {
+            if (length < 0 && errno != EINTR) fail("a child's standard output");
+            if (length > 0) said.append(bytes, static_cast<std::size_t>(length));
+        }
+        close(out[0]);
+        int status = 0;
+        if (waitpid(pid, &status, 0) != pid) fail("waitpid");
+        if (WIFEXITED(status) && WEXITSTATUS(status) == kOther) return false;
+        const std::string expected = "\nproof: value=" + std::to_string(sum_.proof(nonce, number)) + "\n";
+        if (status != 0 || said.find(expected) == std::string::npos)
+            throw std::runtime_error("child " + std::to_string(number) + " ended with status " + std::to_string(status) +
+                                     " and is not its parent's continuation: it said " + said + ", and" + expected +
+                                     "is right");
+        return true;
+    }
+
+    std::uint8_t gid_[16];
+    std::uint32_t service_;
+    mitosis_seed_id id_{};
+    mitosis_capability capability_{};
+    Sum sum_;
+};
+
+int cycle(int argc, char** argv) {
+    if (argc < 6) usage();
+    // Of one that ended before, whose line it was.
+    constexpr char kLine[] = "WALKER_LINE";
+    signal(SIGPIPE, SIG_IGN);
+    Cycle cycle(argv[2], static_cast<std::uint32_t>(std::stoul(argv[3])), std::stoul(argv[4]), std::stoull(argv[5]));
+    const char* left = getenv(kLine);
+    std::string line = left ? left : "";
+    if (!left) say(std::string("ready: mib=") + argv[4]);
+    while (left || hear(line)) {
+        if (line == "end") break;
+        if (!cycle.obey(line)) {
+            setenv(kLine, line.c_str(), 1);
+            start_anew(argv);
+        }
+        left = nullptr;
+    }
+    return 0;
 }
 
 // Becomes a child.
@@ -222,12 +384,8 @@ int resume(int argc, char** argv) {
     const auto service = static_cast<std::uint32_t>(std::stoul(argv[3]));
     const mitosis_seed_id id{static_cast<std::uint32_t>(std::stoul(argv[4])),
                              static_cast<std::uint32_t>(std::stoul(argv[5]))};
-    mitosis_capability capability{};
-    const std::string digits = argv[6];
-    const bool entitled = digits != "-";
-    if (entitled && digits.size() != 32) usage();
-    for (std::size_t i = 0; entitled && i < 16; ++i)
-        capability.bytes[i] = static_cast<std::uint8_t>(std::stoul(digits.substr(2 * i, 2), nullptr, 16));
+    const bool entitled = std::string(argv[6]) != "-";
+    const mitosis_capability capability = entitled ? capability_of(argv[6]) : mitosis_capability{};
     const auto prefetch = static_cast<std::uint32_t>(argc > 7 ? std::stoul(argv[7]) : 0);
     const std::uint32_t flags = argc > 8 ? MITOSIS_OPEN_EAGER : 0;
 
@@ -236,12 +394,8 @@ int resume(int argc, char** argv) {
     if (!image) return refused();
     say("opened: ns=" + std::to_string(now_ns() - begun));
     mitosis_resume(image, now_us(), 0);
-    const char* told = getenv(kAttempt);
-    const int attempt = told ? std::atoi(told) : 1;
-    if (errno != EAGAIN || attempt >= kAttempts) return refused();
-    setenv(kAttempt, std::to_string(attempt + 1).c_str(), 1);
-    execv("/proc/self/exe", argv);
-    fail("cannot start anew");
+    if (errno != EAGAIN) return refused();
+    start_anew(argv);
 }
 
 }  // namespace
@@ -249,6 +403,7 @@ int resume(int argc, char** argv) {
 int main(int argc, char** argv) {
     try {
         if (argc > 1 && std::string(argv[1]) == "resume") return resume(argc, argv);
+        if (argc > 1 && std::string(argv[1]) == "cycle") return cycle(argc, argv);
         if (argc < 3) usage();
         Walker walker(std::stoul(argv[1]), std::stoull(argv[2]), argc > 3);
         say("ready: pages=" + std::to_string((std::stoul(argv[1]) << 20) / 4096));

@@ -186,6 +186,7 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
     };
     let gid = Gid(call.machine.gid);
     let machine = fork.machines.at(gid, call.machine.service)?;
+    machine.look_again();
     let prefetch = match call.prefetch {
         0 => fork.prefetch,
         prefetch => prefetch,
@@ -252,6 +253,7 @@ fn errno_of(error: &PageError) -> Errno {
 pub fn connect(fork: &Fork, call: &uapi::Machine) -> Result<i32, Errno> {
     let gid = Gid(call.gid);
     let machine = fork.machines.at(gid, call.service)?;
+    machine.look_again();
     match machine.link(fork) {
         Ok(_) => Ok(0),
         Err(error) => {

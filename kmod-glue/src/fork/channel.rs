@@ -23,7 +23,7 @@ const RTO_INITIAL_NS: u64 = 100_000_000;
 const RTO_MIN_NS: u64 = 20_000_000;
 const RTO_MAX_NS: u64 = 1_000_000_000;
 const CONNECT_TIMEOUT_NS: u64 = 5_000_000_000;
-/// As long as a connection's READs take to fail: both find out that a machine is dead.
+/// As long as a READ that nothing answers may take at most: both find out that a machine is dead.
 const CALL_TIMEOUT_NS: u64 = 10_000_000_000;
 const NAP_NS: u64 = 500_000_000;
 

@@ -114,18 +114,19 @@ pub unsafe extern "C" fn mitosis_image_resume(
     }
 }
 
-/// How long a fault tries to reach the seed's machine after it first failed.
-const PATIENCE_NS: u64 = 10_000_000_000;
+/// How long a fault waits for the seed's machine before the try that is then under way is its last. A READ fails 4 s after
+/// the machine's last answer, and looking for the machine takes some 11 s (`cm::resolve`).
+const PATIENCE_NS: u64 = 15_000_000_000;
 /// Between two tries.
 const TRY_AGAIN_NS: u64 = 200_000_000;
 
 /// Tries for a page again while its machine cannot be reached: a link may be down for a moment.
 fn patiently(mut page: impl FnMut() -> Result<PageRef, PageError>) -> Result<PageRef, PageError> {
-    let error = match page() {
+    let give_up_ns = now_ns() + PATIENCE_NS;
+    let mut error = match page() {
         Err(error) if error.may_pass() => error,
         outcome => return outcome,
     };
-    let give_up_ns = now_ns() + PATIENCE_NS;
     let nothing = Event::new()?;
     loop {
         // SAFETY: the event lives during the call; a process calls this.
@@ -134,7 +135,7 @@ fn patiently(mut page: impl FnMut() -> Result<PageRef, PageError>) -> Result<Pag
             return Err(error);
         }
         match page() {
-            Err(error) if error.may_pass() => {}
+            Err(latest) if latest.may_pass() => error = latest,
             outcome => return outcome,
         }
     }

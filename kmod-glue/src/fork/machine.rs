@@ -17,6 +17,9 @@ use crate::{info, warning};
 
 /// Machines that are kept connected.
 const MAX_MACHINES: usize = 64;
+/// After a failure to connect, those who waited for it meanwhile share its outcome: one after another, each would look for
+/// the machine as long again.
+const SHARED_NS: u64 = 1_000_000_000;
 
 /// Why a machine could not be used.
 #[derive(Clone, Copy)]
@@ -86,14 +89,26 @@ struct Session {
     link: Shared<Link>,
 }
 
+/// Why there is no session, which whoever comes until then is told.
+#[derive(Clone, Copy)]
+struct Failed {
+    error: MachineError,
+    until_ns: u64,
+}
+
+struct State {
+    /// In memory of its own: a page fault may have to connect, and stacks are small.
+    session: Option<Owned<Session>>,
+    failed: Option<Failed>,
+}
+
 /// Another machine, connected or to be connected when it is needed.
 pub struct Machine {
     /// Where it is.
     pub gid: Gid,
     /// Where its module listens.
     pub service: u32,
-    /// In memory of its own: a page fault may have to connect, and stacks are small.
-    session: Mutex<Option<Owned<Session>>>,
+    state: Mutex<State>,
 }
 
 impl Machine {
@@ -105,18 +120,11 @@ impl Machine {
         request: &mut dyn FnMut(u64) -> Request,
         sink: &mut impl Sink,
     ) -> Result<(), MachineError> {
-        let mut session = self.session.lock();
+        let mut state = self.state.lock();
         let mut fresh = false;
         loop {
-            if session
-                .as_ref()
-                .is_none_or(|session| !session.link.is_alive())
-            {
-                *session = None;
-                *session = Some(self.connect(fork)?);
-                fresh = true;
-            }
-            let Some(open) = session.as_mut() else {
+            fresh |= self.see_to(fork, &mut state)?;
+            let Some(open) = state.session.as_mut() else {
                 return Err(MachineError::Kernel(Errno::INVALID));
             };
             let request = request(open.link.token());
@@ -127,7 +135,7 @@ impl Machine {
                     return Err(MachineError::Channel(ChannelError::Refused(code)));
                 }
                 Err(error) => {
-                    *session = None;
+                    state.session = None;
                     if fresh || error != ChannelError::Closed {
                         return Err(MachineError::Channel(error));
                     }
@@ -138,33 +146,54 @@ impl Machine {
 
     /// The connection for reading.
     pub fn link(&self, fork: &Fork) -> Result<Shared<Link>, MachineError> {
-        let mut session = self.session.lock();
-        match session.as_ref().filter(|session| session.link.is_alive()) {
-            Some(open) => Ok(open.link.clone()),
-            None => {
-                *session = None;
-                let open = session.insert(self.connect(fork)?);
-                Ok(open.link.clone())
-            }
+        let mut state = self.state.lock();
+        self.see_to(fork, &mut state)?;
+        let open = state.session.as_ref();
+        open.map(|open| open.link.clone())
+            .ok_or(MachineError::Kernel(Errno::INVALID))
+    }
+
+    /// Sees to it that there is a session; whether it is a new one.
+    fn see_to(&self, fork: &Fork, state: &mut State) -> Result<bool, MachineError> {
+        let session = state.session.as_ref();
+        if session.is_some_and(|open| open.link.is_alive()) {
+            return Ok(false);
         }
+        state.session = None;
+        if let Some(failed) = state.failed.filter(|failed| now_ns() < failed.until_ns) {
+            return Err(failed.error);
+        }
+        let connected = self.connect(fork);
+        state.failed = connected.as_ref().err().map(|&error| Failed {
+            error,
+            until_ns: now_ns() + SHARED_NS,
+        });
+        state.session = Some(connected?);
+        Ok(true)
+    }
+
+    /// Looks for the machine at the next call, whatever the outcome was just now: somebody asks for it by name.
+    pub fn look_again(&self) {
+        self.state.lock().failed = None;
     }
 
     /// Keeps the session alive, unless somebody is using it, or finds that it is over.
     fn keep(&self) {
-        let Some(mut session) = self.session.try_lock() else {
+        let Some(mut state) = self.state.try_lock() else {
             return;
         };
-        let over = session
+        let over = state
+            .session
             .as_mut()
             .is_some_and(|open| !open.link.is_alive() || open.channel.keep().is_err());
         if over {
-            *session = None;
+            state.session = None;
         }
     }
 
     /// Ends the session and the connection.
     pub fn disconnect(&self) {
-        let open = self.session.lock().take();
+        let open = self.state.lock().session.take();
         if let Some(open) = &open {
             open.link.sever();
         }
@@ -172,8 +201,11 @@ impl Machine {
 
     /// Whether there is a connection now, or is being made or used.
     pub fn is_connected(&self) -> bool {
-        match self.session.try_lock() {
-            Some(session) => session.as_ref().is_some_and(|open| open.link.is_alive()),
+        match self.state.try_lock() {
+            Some(state) => {
+                let session = state.session.as_ref();
+                session.is_some_and(|open| open.link.is_alive())
+            }
             None => true,
         }
     }
@@ -277,7 +309,10 @@ impl Machines {
         let machine = Shared::new(Machine {
             gid,
             service,
-            session: Mutex::new(None)?,
+            state: Mutex::new(State {
+                session: None,
+                failed: None,
+            })?,
         })?;
         let free = list.iter_mut().find(|place| place.is_none());
         *free.ok_or(Errno::NO_ROOM)? = Some(machine.clone());
@@ -332,6 +367,7 @@ impl Machines {
     /// Time of a call that does nothing.
     pub fn ping(&self, fork: &Fork, gid: Gid, service: u32) -> Result<u64, Errno> {
         let machine = self.at(gid, service)?;
+        machine.look_again();
         let mut request = |_| Request::of(&[]);
         let mut none = [];
         // The first call may have to connect.

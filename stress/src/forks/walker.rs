@@ -96,6 +96,21 @@ impl Walker {
         Ok(walker)
     }
 
+    /// Makes children on `host`, one after another, of seeds of a parent with this memory on the machine with this GID.
+    pub fn cycle(
+        watch: &mut Watch<'_>,
+        hosts: &[Host],
+        host: usize,
+        gid: &str,
+        mib: u64,
+        secret: u64,
+    ) -> Result<Self> {
+        let words = format!("cycle {gid} {SERVICE} {mib} {secret}");
+        let mut walker = Self::run(watch, hosts, host, &words, "")?;
+        walker.hear(watch, "ready", WALK)?;
+        Ok(walker)
+    }
+
     /// A child on `host` of a seed on the machine with this GID.
     pub fn resume(
         watch: &mut Watch<'_>,

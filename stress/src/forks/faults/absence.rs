@@ -19,7 +19,7 @@ const HALF: u64 = PAGES / 2;
 const NEAR: usize = 1;
 const FAR: usize = 2;
 const MINUTE: Duration = Duration::from_secs(60);
-/// Faults try for 10 s after they first failed; until then, soft-RoCE repeats its READs, and looks for the machine anew.
+/// A fault waits for 15 s, and for the end of the try that is then under way: docs/fork.md §5.
 const AT_MOST: Duration = Duration::from_secs(45);
 
 /// Two children on one host: one has read the first half of the memory, the other is in the middle of the second.

@@ -4,9 +4,10 @@
 //! each, without anything being loaded anew that the scenario itself did not end, a process is forked to every machine and proves
 //! all of its memory right; then no module has anything left, no kernel log anything to find, and the machines have the RDMA resources
 //! that they had before. [`absence`] takes seeds, machines and the network away, [`shortage`] memory, [`refusals`] asks for what
-//! is not to be had.
+//! is not to be had, and [`cycles`] takes nothing away: it forks many times, and looks for what is left.
 
 mod absence;
+mod cycles;
 mod refusals;
 mod shortage;
 
@@ -50,6 +51,9 @@ pub struct Arguments {
     /// Only the scenarios whose name has one of these in it.
     #[arg(long, value_delimiter = ',', default_value = "")]
     only: Vec<String>,
+    /// How many children are forked in the scenario that counts what is left of them.
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    cycles: u64,
     /// What makes module and programs.
     #[arg(long, default_value = "templates-run/peak-lean-container.toml")]
     template: PathBuf,
@@ -145,6 +149,7 @@ fn plans<'s>() -> Vec<Plan<'s>> {
         plan("what is refused", true, Forks::refused),
         plan("a hostile machine's descriptors", true, Forks::hostile),
         plan("another cluster key", true, Forks::other_key),
+        plan("cycles of fork, proof and exit", false, Forks::cycles),
     ]
 }
 
@@ -173,6 +178,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         let site = Site::new(stage, &setting)?;
         let mut forks = Forks {
             resources: stage.resources()?,
+            cycles: arguments.cycles,
             site,
             rows: Vec::new(),
         };
@@ -191,6 +197,8 @@ struct Forks<'a> {
     site: Site<'a>,
     /// The machines' RDMA resources while nothing is loaded.
     resources: String,
+    /// Children that are forked one after another.
+    cycles: u64,
     rows: Vec<Row>,
 }
 
