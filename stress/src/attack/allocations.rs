@@ -225,8 +225,11 @@ impl Attack<'_> {
         })?;
         let gid = self.gid(NEAR)?;
         let fork = format!("./{HOSTILE} fork --gid {gid}");
-        self.fail_in(watch, FORK, 0)?;
-        self.say(watch, NEAR, &fork, TRY)?;
+        // The first fork is not like the others.
+        for _ in 0..2 {
+            self.fail_in(watch, FORK, 0)?;
+            self.say(watch, NEAR, &fork, TRY)?;
+        }
         let all = self.allocations_of(watch, FORK)?;
         let chosen = sample::of(all, self.arguments.allocations());
         let mut figures = Figures {
@@ -323,7 +326,7 @@ struct End {
 fn conclude(row: &mut Row, figures: Figures) -> Result<()> {
     row.allocations = Some(figures);
     ensure!(
-        figures.failed * 10 >= figures.tried * 9,
+        figures.failed * 2 >= figures.tried && figures.failed > 0,
         "of {} allocations that were to fail {} came",
         figures.tried,
         figures.failed

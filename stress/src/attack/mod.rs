@@ -84,7 +84,7 @@ impl Arguments {
         if self.short {
             8
         } else {
-            120
+            60
         }
     }
 }

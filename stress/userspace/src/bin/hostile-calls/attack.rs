@@ -141,6 +141,7 @@ impl Attack<'_> {
 
     /// The life of one.
     fn process(&self, number: u64) {
+        self.counts.keep_from_children();
         // SAFETY: this process has one thread.
         let seed = match unsafe { prepare(&PrepareOptions::default()) } {
             Ok(Prepared::Parent(seed)) => Some(seed),
@@ -155,7 +156,7 @@ impl Attack<'_> {
         std::thread::scope(|scope| {
             for (index, pointers) in (0..THREADS).zip([&here, &there]) {
                 let (seed, files) = (seed.as_ref(), &files);
-                let chance = self.arguments.seed << 32 | number * THREADS + index;
+                let chance = (self.arguments.seed << 32) | (number * THREADS + index);
                 scope.spawn(move || {
                     let composer = Composer {
                         random: SmallRng::seed_from_u64(chance),
@@ -181,6 +182,13 @@ impl Attack<'_> {
 fn open_device() -> c_int {
     // SAFETY: the path is a C string.
     unsafe { libc::open(c"/dev/mitosis".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) }
+}
+
+/// A call, whatever it is.
+fn raw(file: c_int, call: &Call, address: usize) -> c_int {
+    // SAFETY: of what the calls write to, nothing is referred to meanwhile: `Pointers`' memory, or a structure of the
+    // caller's that it lends for the call.
+    unsafe { libc::ioctl(file, call.command.into(), address as *mut c_void) }
 }
 
 fn errno() -> c_int {
@@ -224,20 +232,46 @@ impl Attacker<'_> {
 
     /// Makes a call. `address` may be anything: what the module writes there is memory that nothing refers to.
     fn issue(&self, file: c_int, call: &Call, address: usize) -> Outcome {
-        let attack = self.attack;
-        if !attack.counts.begin(attack.arguments.calls) {
+        if !self.begin() {
             return Outcome::Enough;
         }
-        // SAFETY: of what the calls write to, nothing is referred to meanwhile: `Pointers`' memory, or a structure of the
-        // caller's that it lends for the call.
-        let returned = unsafe { libc::ioctl(file, call.command.into(), address as *mut c_void) };
-        let failed = returned < 0;
-        attack
-            .counts
-            .end(call.kind(), if failed { errno() } else { 0 });
-        match failed {
-            true => Outcome::Refused,
-            false => Outcome::Done(returned),
+        let returned = raw(file, call, address);
+        let errno = if returned < 0 { errno() } else { 0 };
+        self.attack.counts.end(call.kind(), errno);
+        match errno {
+            0 => Outcome::Done(returned),
+            _ => Outcome::Refused,
+        }
+    }
+
+    fn begin(&self) -> bool {
+        let attack = self.attack;
+        attack.counts.begin(attack.arguments.calls)
+    }
+
+    /// Makes a call in a process of its own, which may not return from it. Gives the process's number, or -1.
+    fn issue_apart(&self, file: c_int, call: &Call) -> c_int {
+        // SAFETY: the copy makes system calls and ends: it needs nothing that another thread may have held.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: the call takes a number. The alarm stays set in whatever this becomes.
+            unsafe { libc::alarm(CHILD_SECS) };
+            let returned = raw(file, call, call.argument().as_ptr() as usize);
+            let status = if returned < 0 { errno() } else { 0 };
+            // SAFETY: as above. A child of a seed that was frozen here ends here too.
+            unsafe { libc::_exit(status) }
+        }
+        pid
+    }
+
+    /// Waits for its end, and counts the call if it returned.
+    fn reap(&self, pid: c_int, call: &Call) {
+        let mut status = 0;
+        // SAFETY: `status` is valid during the call. A frozen process is hidden from those who do not ask for all.
+        unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
+        if libc::WIFEXITED(status) {
+            let errno = libc::WEXITSTATUS(status);
+            self.attack.counts.end(call.kind(), errno);
         }
     }
 
@@ -286,13 +320,10 @@ impl Attacker<'_> {
             reserved: 0,
         };
         let call = Call::of(uapi::FREEZE, &freeze);
-        // SAFETY: the copy makes a system call and ends: it needs nothing that another thread may have held.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            self.issue(file, &call, call.argument().as_ptr() as usize);
-            // SAFETY: as above. A child of the seed ends here too.
-            unsafe { libc::_exit(0) }
+        if !self.begin() {
+            return false;
         }
+        let pid = self.issue_apart(file, &call);
         if pid < 0 {
             return true;
         }
@@ -308,15 +339,15 @@ impl Attacker<'_> {
         prepare.token = token;
         prepare.pid = pid;
         prepare.lease_ms = u64::from(self.composer.below(500));
-        let call = Call::of(uapi::PREPARE, &prepare);
-        let outcome = self.issue(file, &call, prepare.as_mut_bytes().as_mut_ptr() as usize);
+        let wait = Call::of(uapi::PREPARE, &prepare);
+        let outcome = self.issue(file, &wait, prepare.as_mut_bytes().as_mut_ptr() as usize);
         if matches!(outcome, Outcome::Done(_)) && self.composer.chance(2) {
             let mut seed: SeedId = prepare.seed;
-            let call = Call::of(uapi::UNPREPARE, &seed);
-            self.issue(file, &call, seed.as_mut_bytes().as_mut_ptr() as usize);
+            let end = Call::of(uapi::UNPREPARE, &seed);
+            self.issue(file, &end, seed.as_mut_bytes().as_mut_ptr() as usize);
         }
         kill();
-        self.reap(pid);
+        self.reap(pid, &call);
         outcome != Outcome::Enough
     }
 
@@ -330,25 +361,14 @@ impl Attacker<'_> {
             reserved: 0,
         };
         let call = Call::of(uapi::RESUME, &resume);
-        // SAFETY: as in `freeze`.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: the call takes a number. The alarm stays set in whatever this becomes.
-            unsafe { libc::alarm(CHILD_SECS) };
-            self.issue(file, &call, call.argument().as_ptr() as usize);
-            // SAFETY: as in `freeze`.
-            unsafe { libc::_exit(0) }
+        if !self.begin() {
+            return false;
         }
+        let pid = self.issue_apart(file, &call);
         if pid > 0 {
-            self.reap(pid);
+            self.reap(pid, &call);
         }
-        !self.attack.counts.is_enough(self.attack.arguments.calls)
-    }
-
-    fn reap(&self, pid: c_int) {
-        let mut status = 0;
-        // SAFETY: `status` is valid during the call. A frozen process is hidden from those who do not ask for all.
-        unsafe { libc::waitpid(pid, &mut status, libc::__WALL) };
+        true
     }
 
     /// Other system calls on the same files.

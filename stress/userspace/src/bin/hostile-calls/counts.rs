@@ -53,6 +53,19 @@ impl Counts {
         Ok(unsafe { &*memory.cast::<Self>() })
     }
 
+    /// Keeps processes that are forked from now on from having them: one with writable memory that is shared cannot freeze.
+    pub fn keep_from_children(&self) {
+        let place: *const Self = self;
+        // SAFETY: the memory is the mapping that `shared` made, whose contents in this process stay as they are.
+        unsafe {
+            libc::madvise(
+                place.cast_mut().cast(),
+                size_of::<Self>(),
+                libc::MADV_DONTFORK,
+            )
+        };
+    }
+
     /// One more call is made, unless there have been `most`.
     pub fn begin(&self, most: u64) -> bool {
         // Relaxed: a count is about nothing but itself; so below.
