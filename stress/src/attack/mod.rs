@@ -47,6 +47,9 @@ const FAR: usize = 1;
 const FAILING: &str = "templates-build/template-build-failing.toml";
 const FAILING_PREFIX: &str = "failing-";
 
+/// How the names of scenarios begin that need those modules.
+const ALLOCATIONS: &str = "allocations fail";
+
 /// What the command line says.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -74,6 +77,11 @@ pub struct Arguments {
 }
 
 impl Arguments {
+    /// Whether a scenario of this name is to be played.
+    fn choose(&self, name: &str) -> bool {
+        self.only.iter().any(|text| name.contains(text))
+    }
+
     fn calls(&self) -> u64 {
         self.calls
             .unwrap_or(if self.short { 20_000 } else { 1_000_000 })
@@ -203,11 +211,16 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     machines.clients = 1;
     setting.forget_result();
     let failing = setting.directory().join("failing");
-    if !vm::inside_namespace() {
+    let fail = |name: &str| name.starts_with(ALLOCATIONS) && arguments.choose(name);
+    let failing = plans()
+        .iter()
+        .any(|plan| fail(plan.name))
+        .then_some(failing);
+    if let (false, Some(failing)) = (vm::inside_namespace(), &failing) {
         // Only here: compilers may want the network.
         let kernels = build::kernels(&setting.settings)?;
         let path = Path::new(FAILING);
-        build::update(path, None, &kernels, &setting.settings, &failing)?;
+        build::update(path, None, &kernels, &setting.settings, failing)?;
     }
     let (cluster, rows) = stage::on(&setting, |stage| {
         let site = Site::new(stage, &setting)?;
@@ -217,9 +230,9 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
             arguments,
             rows: Vec::new(),
         };
-        attack.equip(&failing)?;
+        attack.equip(failing.as_deref())?;
         for plan in plans() {
-            if arguments.only.iter().any(|text| plan.name.contains(text)) {
+            if arguments.choose(plan.name) {
                 attack.play(&plan)?;
             }
         }
@@ -237,8 +250,9 @@ struct Attack<'a> {
 }
 
 impl<'a> Attack<'a> {
-    /// Puts all modules onto both hosts, those whose allocations fail too, and the program that makes bad calls.
-    fn equip(&self, failing: &Path) -> Result<()> {
+    /// Puts all modules onto both hosts, those whose allocations fail too where there are any, and the program that makes
+    /// bad calls.
+    fn equip(&self, failing: Option<&Path>) -> Result<()> {
         let out = &self.site.setting.out;
         for (index, host) in self.site.hosts().iter().enumerate() {
             let release = &self.site.inspected[index].kernel;
@@ -246,7 +260,10 @@ impl<'a> Attack<'a> {
                 let module = Module::load(out, release, name)?;
                 host.copy(module.contents, &format!("{name}.ko"), self.site.limit())?;
             }
-            for name in [SERVER, CLIENT, FORK] {
+            for (failing, name) in failing
+                .iter()
+                .flat_map(|failing| [SERVER, CLIENT, FORK].map(|name| (failing, name)))
+            {
                 let module = Module::load(failing, release, name)?;
                 let file = format!("{FAILING_PREFIX}{name}.ko");
                 host.copy(module.contents, &file, self.site.limit())?;
