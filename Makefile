@@ -12,6 +12,7 @@ MAKEFLAGS += --no-print-directory
 CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
 export CARGO
 MINUTES ?= 1
+DATAGRAMS ?= 10000000
 # Its runner must be of the library's version, which core/Cargo.toml says.
 GUNGRAUN := 0.18.2
 GUNGRAUN_RUNNER := $(CURDIR)/target/gungraun-$(GUNGRAUN)/bin/gungraun-runner
@@ -24,7 +25,7 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
 FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
 # For make, cargo and the cluster themselves.
-NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR MINUTES MITOSIS_CACHE
+NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR DATAGRAMS MINUTES MITOSIS_CACHE
 is = $(findstring $(1),$(origin $(2)))
 quoted = '$(subst ','\'',$(1))'
 GIVEN := $(foreach name,$(filter-out $(NOT_PARAMETERS),$(.VARIABLES)),$(if $(call is,command line,$(name)),$(name)))
@@ -130,6 +131,11 @@ module-checks: setup ## load and unload the modules in every order, and look for
 .PHONY: faults
 faults: setup ## run the RPC over a spoilt network, through restarts of modules and machines, and beside a flood
 	@$(call STRESS,faults)
+
+.PHONY: attack
+attack: setup ## DATAGRAMS=10000000 bad ones beside an honest client, a million bad calls on /dev/mitosis, bad parameters, no memory
+	@$(call STRESS,attack)
+	@$(call STRESS,faults --only flood --datagrams $(DATAGRAMS))
 
 .PHONY: panic-free
 panic-free: setup ## look into the built modules of each kernel for anything that could panic or unwind

@@ -87,6 +87,10 @@ forks() {
         CLIENTS=1 run_secs=5
 }
 
+attack() {
+    $cargo run --quiet --locked --package mitosis-stress -- attack --short --only calls KERNEL=6.12
+}
+
 step "formatting" formatting
 for manifest in core/Cargo.toml core/testkit/Cargo.toml loom-tests/Cargo.toml fuzz/Cargo.toml userspace-glue/Cargo.toml \
     userspace-glue/libmitosis/Cargo.toml userspace-glue/libmitosis/command/Cargo.toml stress/userspace/Cargo.toml stress/Cargo.toml; do
@@ -107,6 +111,7 @@ step "a short run on 6.12, with checksums" checksums
 step "faults on 6.12, in short" faults --short
 step "processes and modules on 6.12, in short" interop
 step "forks into lean containers on 6.12, in short" forks
+step "bad calls on 6.12, in short" attack
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -57,14 +57,18 @@ static int __init mitosis_rpc_client_init(void)
 		.gid = mitosis_text(gid),
 		.cluster_key = mitosis_text(cluster_key),
 	};
+	int ret = mitosis_client_start(&parameters);
 
-	return mitosis_client_start(&parameters);
+	if (ret)
+		mitosis_allocations_report();
+	return ret;
 }
 module_init(mitosis_rpc_client_init);
 
 static void __exit mitosis_rpc_client_exit(void)
 {
 	mitosis_client_stop();
+	mitosis_allocations_report();
 }
 module_exit(mitosis_rpc_client_exit);
 

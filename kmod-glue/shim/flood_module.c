@@ -45,14 +45,18 @@ static int __init mitosis_rpc_flood_init(void)
 		.connect = mitosis_text(connect),
 		.confirm = mitosis_text(confirm),
 	};
+	int ret = mitosis_flood_start(&parameters);
 
-	return mitosis_flood_start(&parameters);
+	if (ret)
+		mitosis_allocations_report();
+	return ret;
 }
 module_init(mitosis_rpc_flood_init);
 
 static void __exit mitosis_rpc_flood_exit(void)
 {
 	mitosis_flood_stop();
+	mitosis_allocations_report();
 }
 module_exit(mitosis_rpc_flood_exit);
 

@@ -183,7 +183,7 @@ void mitosis_link_destroy(struct mitosis_link *link);
 struct mitosis_link_listener *mitosis_link_listen(u16 service_port,
 		bool infiniband, struct mitosis_event *event,
 		struct ib_pd *(*admit)(void *, const struct mitosis_link_request *),
-		void (*established)(void *, const struct mitosis_link_request *,
+		bool (*established)(void *, const struct mitosis_link_request *,
 				    struct mitosis_link *),
 		void *context, int *error);
 void mitosis_link_unlisten(struct mitosis_link_listener *listener);

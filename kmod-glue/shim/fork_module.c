@@ -94,11 +94,13 @@ static int __init mitosis_init(void)
 	};
 	int ret = mitosis_fork_start(&parameters);
 
+	if (!ret) {
+		ret = misc_register(&mitosis_device);
+		if (ret)
+			mitosis_fork_stop();
+	}
 	if (ret)
-		return ret;
-	ret = misc_register(&mitosis_device);
-	if (ret)
-		mitosis_fork_stop();
+		mitosis_allocations_report();
 	return ret;
 }
 module_init(mitosis_init);
@@ -109,6 +111,7 @@ static void __exit mitosis_exit(void)
 	mitosis_fork_stop();
 	/* What children noted is freed behind their backs. */
 	mmu_notifier_synchronize();
+	mitosis_allocations_report();
 }
 module_exit(mitosis_exit);
 

@@ -255,7 +255,7 @@ struct mitosis_link_listener {
 	struct mitosis_event *event;
 	struct ib_pd *(*admit)(void *context,
 			       const struct mitosis_link_request *request);
-	void (*established)(void *context,
+	bool (*established)(void *context,
 			    const struct mitosis_link_request *request,
 			    struct mitosis_link *link);
 	void *context;
@@ -296,12 +296,9 @@ static int mitosis_link_requested(struct rdma_cm_id *id,
 					  pd->device->attrs.max_qp_rd_atom);
 	param.initiator_depth = min_t(int, event->param.conn.initiator_depth,
 				      pd->device->attrs.max_qp_init_rd_atom);
-	if (rdma_accept(id, &param))
-		goto destroy;
-	listener->established(listener->context, &request, link);
-	return 0;
-
-destroy:
+	if (!rdma_accept(id, &param) &&
+	    listener->established(listener->context, &request, link))
+		return 0;
 	rdma_destroy_qp(id);
 free:
 	if (link->cq)
@@ -316,7 +313,7 @@ reject:
 struct mitosis_link_listener *mitosis_link_listen(u16 service_port,
 		bool infiniband, struct mitosis_event *event,
 		struct ib_pd *(*admit)(void *, const struct mitosis_link_request *),
-		void (*established)(void *, const struct mitosis_link_request *,
+		bool (*established)(void *, const struct mitosis_link_request *,
 				    struct mitosis_link *),
 		void *context, int *error)
 {

@@ -6,6 +6,13 @@
 #include <linux/string.h>
 #include <linux/types.h>
 
+/* At a module's end, where it is built to let allocations fail (failing.h). */
+#ifndef MITOSIS_FAILING_H
+static inline void mitosis_allocations_report(void)
+{
+}
+#endif
+
 /* A parameter that was not given. */
 #define MITOSIS_DEFAULT 0xffffffff
 

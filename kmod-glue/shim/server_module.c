@@ -29,14 +29,18 @@ static int __init mitosis_rpc_server_init(void)
 		.service_id = service_id,
 		.cluster_key = mitosis_text(cluster_key),
 	};
+	int ret = mitosis_server_start(&parameters);
 
-	return mitosis_server_start(&parameters);
+	if (ret)
+		mitosis_allocations_report();
+	return ret;
 }
 module_init(mitosis_rpc_server_init);
 
 static void __exit mitosis_rpc_server_exit(void)
 {
 	mitosis_server_stop();
+	mitosis_allocations_report();
 }
 module_exit(mitosis_rpc_server_exit);
 

@@ -8,7 +8,7 @@ use mitosis_core::sync::count::References;
 
 use crate::errno::Errno;
 use crate::fork::ffi;
-use crate::memory::Owned;
+use crate::memory::{Owned, Vacant};
 
 /// A value that one thread at a time may use. Waiting for it sleeps.
 pub struct Mutex<T> {
@@ -98,16 +98,33 @@ unsafe impl<T: Send + Sync> Send for Shared<T> {}
 // SAFETY: as an `Arc`.
 unsafe impl<T: Send + Sync> Sync for Shared<T> {}
 
+/// Room for a value that several will own.
+pub struct Room<T> {
+    place: Vacant<Counted<T>>,
+}
+
+impl<T> Room<T> {
+    /// Room for one value.
+    pub fn new() -> Result<Room<T>, Errno> {
+        Vacant::new().map(|place| Room { place })
+    }
+
+    /// Moves `value` into it, which has one owner then.
+    pub fn fill(self, value: T) -> Shared<T> {
+        let counted = self.place.fill(Counted {
+            references: References::new(),
+            value,
+        });
+        Shared {
+            counted: counted.leak(),
+        }
+    }
+}
+
 impl<T> Shared<T> {
     /// A value with one owner.
     pub fn new(value: T) -> Result<Shared<T>, Errno> {
-        let counted = Owned::new(Counted {
-            references: References::new(),
-            value,
-        })?;
-        NonNull::new(counted.into_raw())
-            .map(|counted| Shared { counted })
-            .ok_or(Errno::NO_MEMORY)
+        Room::new().map(|room| room.fill(value))
     }
 
     /// Its address, with the duty to give it back to [`Shared::from_raw`].
@@ -132,6 +149,12 @@ impl<T> Shared<T> {
     pub unsafe fn peek<'r>(raw: *mut core::ffi::c_void) -> Option<&'r T> {
         // SAFETY: by this function's contract, an owner keeps the value alive.
         unsafe { raw.cast::<Counted<T>>().as_ref() }.map(|counted| &counted.value)
+    }
+
+    /// Whether nobody else has a reference, if those that there are cannot be taken meanwhile.
+    pub fn is_only(&self) -> bool {
+        // SAFETY: `self` keeps the value alive.
+        unsafe { self.counted.as_ref() }.references.is_only()
     }
 
     /// Whether both are one value.
@@ -163,7 +186,7 @@ impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         // SAFETY: `self` keeps the value alive until here.
         if unsafe { self.counted.as_ref() }.references.give_up() {
-            // SAFETY: the memory came from `Owned::into_raw`, and this was the last reference.
+            // SAFETY: the memory came from `Owned::leak`, and this was the last reference.
             drop(unsafe { Owned::from_raw(self.counted.as_ptr()) });
         }
     }

@@ -39,23 +39,19 @@ unsafe impl<T: Sync> Sync for Owned<T> {}
 impl<T> Owned<T> {
     /// Moves `value` into memory of its own.
     pub fn new(value: T) -> Result<Owned<T>, Errno> {
-        Ok(Owned {
-            value: Self::place(value)?,
-        })
+        Vacant::new().map(|place| place.fill(value))
     }
 
-    fn place(value: T) -> Result<NonNull<T>, Errno> {
-        let place = allocate::<T>(size_of::<T>())?;
-        // SAFETY: `place` is fresh memory of T's size and alignment.
-        unsafe { place.write(value) };
-        Ok(place)
-    }
-
-    /// The value's address, with the duty to give it back to [`Owned::from_raw`].
-    pub fn into_raw(self) -> *mut T {
-        let raw = self.value.as_ptr();
+    /// The value's place, with the duty to give it back to [`Owned::from_raw`].
+    pub fn leak(self) -> NonNull<T> {
+        let value = self.value;
         core::mem::forget(self);
-        raw
+        value
+    }
+
+    /// Likewise, as C has it.
+    pub fn into_raw(self) -> *mut T {
+        self.leak().as_ptr()
     }
 
     /// Moves the value out and frees its memory.
@@ -78,11 +74,41 @@ impl<T> Owned<T> {
     }
 }
 
+/// Memory for a value that is not there yet: for where a value that found none could not be dropped.
+pub struct Vacant<T> {
+    place: NonNull<T>,
+}
+
+impl<T> Vacant<T> {
+    /// Room for one value.
+    pub fn new() -> Result<Vacant<T>, Errno> {
+        Ok(Vacant {
+            place: allocate::<T>(size_of::<T>())?,
+        })
+    }
+
+    /// Moves `value` into it.
+    pub fn fill(self, value: T) -> Owned<T> {
+        let place = self.place;
+        core::mem::forget(self);
+        // SAFETY: `place` is fresh memory of T's size and alignment.
+        unsafe { place.write(value) };
+        Owned { value: place }
+    }
+}
+
+impl<T> Drop for Vacant<T> {
+    fn drop(&mut self) {
+        // SAFETY: the memory came from mitosis_alloc and holds nothing.
+        unsafe { ffi::mitosis_free(self.place.as_ptr().cast()) }
+    }
+}
+
 impl<T> Deref for Owned<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: `value` was initialised in `place` and lives until drop.
+        // SAFETY: `value` was initialised in `fill` or `zeroed` and lives until drop.
         unsafe { self.value.as_ref() }
     }
 }

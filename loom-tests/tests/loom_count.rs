@@ -56,6 +56,33 @@ fn loom_the_last_owner_sees_what_the_others_did() {
     });
 }
 
+/// An owner that finds itself the only one sees what the other did before it gave up.
+#[test]
+fn loom_the_only_owner_sees_what_the_others_did() {
+    loom::model(|| {
+        let owned = Arc::new(Owned {
+            references: References::new(),
+            value: UnsafeCell::new(0),
+            destroyed: UnsafeCell::new(0),
+        });
+        owned.references.take();
+        let other = thread::spawn({
+            let owned = owned.clone();
+            move || {
+                // SAFETY: the first owner writes only once this one has given up.
+                owned.value.with_mut(|value| unsafe { *value += 7 });
+                assert!(!owned.references.give_up());
+            }
+        });
+        if owned.references.is_only() {
+            // SAFETY: the other owner has given up.
+            owned.value.with_mut(|value| unsafe { *value += 1 });
+        }
+        other.join().unwrap();
+        assert!(owned.references.is_only() && owned.references.give_up());
+    });
+}
+
 #[test]
 fn loom_a_tally_loses_nothing() {
     loom::model(|| {

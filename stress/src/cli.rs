@@ -14,7 +14,7 @@ use crate::run;
 use crate::settings::Assignments;
 use crate::stage::{self, Act, Setting};
 use crate::template::counts;
-use crate::{bench, build, check, faults, forks, here, interop};
+use crate::{attack, bench, build, check, faults, forks, here, interop};
 
 /// Runs MITOSIS's stress tests on a cluster, virtual or real, and passes a verdict.
 ///
@@ -42,6 +42,8 @@ enum Subject {
     Check(check::Arguments),
     /// Spoil the network, end modules and machines, flood the server while clients call it, and be refused by it.
     Faults(faults::Arguments),
+    /// Make bad calls on /dev/mitosis, give modules what they must refuse, and let their allocations fail.
+    Attack(attack::Arguments),
     /// Take away what children of remote forks need, ask for what is not to be had, and fork again.
     ForkFaults(forks::faults::Arguments),
     /// Let processes and kernel modules call each other, and processes read each other's memory.
@@ -71,6 +73,7 @@ pub fn main() -> ExitCode {
         Subject::BenchFork(arguments) => forks::bench::main(&arguments),
         Subject::Check(arguments) => check::main(&arguments),
         Subject::Faults(arguments) => faults::main(&arguments),
+        Subject::Attack(arguments) => attack::main(&arguments),
         Subject::ForkFaults(arguments) => forks::faults::main(&arguments),
         Subject::Interop(arguments) => interop::main(&arguments),
     };

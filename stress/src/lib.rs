@@ -25,6 +25,7 @@
 //! already known to be wrong; whatever was started is ended, also after Ctrl-C; work that was not verified is not
 //! counted.
 
+pub mod attack;
 pub mod bench;
 pub mod build;
 pub mod check;

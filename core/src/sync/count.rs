@@ -24,6 +24,13 @@ impl References {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether the caller's is the only one. Another's may be given up at this moment, and not be taken: whoever could take
+    /// one from the caller's must be kept from it.
+    pub fn is_only(&self) -> bool {
+        // Acquire: pairs with the Release in `give_up`, so that the caller sees what the others did with the value.
+        self.count.load(Ordering::Acquire) == 1
+    }
+
     /// One less. True for the last: the caller alone has the value now, and sees what all others did with it.
     #[must_use]
     pub fn give_up(&self) -> bool {

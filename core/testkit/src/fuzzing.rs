@@ -50,6 +50,12 @@ fn script(from: &mut Unstructured<'_>) -> arbitrary::Result<Script> {
     while !from.is_empty() && steps.len() < STEPS {
         steps.push(step(from)?);
     }
+    // A datagram whose request's number is damaged uses that number up, and its call is not answered any more: it ends when
+    // its client's patience does.
+    let damages = |step: &Step| matches!(step, Step::Wires(faults) if faults.damaged_arrive);
+    if steps.iter().any(damages) {
+        settings.call_timeout_ns = Settings::IMPATIENT.call_timeout_ns;
+    }
     // Without a key, whoever sends a Connect is entitled to a session, and a forged request in it to its execution.
     settings.keyed |= steps.iter().any(|step| matches!(step, Step::Forge(..)));
     Ok(Script {

@@ -3,6 +3,7 @@
 //! What it plays is a parameter: [`noise`] at full speed, or a client that is to be refused ([`refused`]): one of an old
 //! version, one that repeats an overheard handshake, one whose requests are damaged.
 
+mod corpus;
 mod line;
 mod noise;
 mod refused;

@@ -1,12 +1,14 @@
-//! Half of the datagrams are random bytes of random length; the other half are well-formed messages of every kind, naming
-//! sessions and requests that may well exist, in which up to four random bits are flipped. The same seed makes the same
-//! datagrams again.
+//! A third of the datagrams are random bytes of random length; a third are well-formed messages of every kind, naming
+//! sessions and requests that may well exist, in which up to four random bits are flipped; a third are inputs of the fuzzer's
+//! corpus, changed as a fuzzer changes them ([`super::corpus`]). The same seed makes the same datagrams again, but for the
+//! server's epoch: that is what its answers say.
 
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{Connect, Datagram, Message, Part, HEADER_LEN};
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::Xoshiro256StarStar;
 
+use super::corpus;
 use super::line::Failure;
 use crate::cm::Route;
 use crate::devices::Devices;
@@ -52,7 +54,8 @@ impl Noise {
             Endpoint::open(route.port(), route.pd(), &control.event, RECEIVE_BUFFERS)
                 .map_err(kernel("cannot create a queue pair"))?;
         let mut random = Xoshiro256StarStar::seed_from_u64(u64::from(self.seed));
-        let (mut all, mut mutations) = (0u32, 0u32);
+        let (mut all, mut mutations, mut from_corpus) = (0u32, 0u32, 0u32);
+        let mut epoch = random.next_u32();
         while all < self.datagrams && !control.stop.wanted() && !devices.removed() {
             let Some((buffer, ticket)) = buffers.get_mut(all as usize % BUFFERS) else {
                 break;
@@ -64,18 +67,22 @@ impl Noise {
             let room = usize::from(endpoint.datagram_len());
             let bytes = buffer.page.bytes_mut();
             let bytes = bytes.get_mut(..room).unwrap_or(&mut []);
-            let mutated = random.next_u32() & 1 == 1;
-            let len = if mutated {
-                mutate(&mut random, bytes)
-            } else {
-                noise(&mut random, bytes)
+            let len = match random.next_u32() % 3 {
+                0 => noise(&mut random, bytes),
+                1 => {
+                    mutations += 1;
+                    mutate(&mut random, bytes, epoch)
+                }
+                _ => {
+                    from_corpus += 1;
+                    corpus::mutate(&mut random, bytes, epoch)
+                }
             };
             *ticket = endpoint
                 .send_page(&route.destination(), buffer, len)
                 .map_err(kernel("cannot send"))?;
             all += 1;
-            mutations += u32::from(mutated);
-            discard(&mut endpoint).map_err(kernel("cannot post receives"))?;
+            listen(&mut endpoint, &mut epoch).map_err(kernel("cannot post receives"))?;
             give_way();
         }
         for (_, ticket) in buffers.iter() {
@@ -89,6 +96,8 @@ impl Noise {
             all,
             ", mutated ",
             mutations,
+            ", from corpus ",
+            from_corpus,
             ", elapsed_us ",
             (now_ns() - start_ns) / 1_000
         );
@@ -111,12 +120,8 @@ fn noise(random: &mut Xoshiro256StarStar, bytes: &mut [u8]) -> usize {
 }
 
 /// A well-formed message with up to four bits flipped.
-fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8]) -> usize {
-    let session = SessionId {
-        index: random.next_u32() % 1_100,
-        generation: 1 + random.next_u32() % 4,
-        epoch: random.next_u32(),
-    };
+fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8], epoch: u32) -> usize {
+    let session = session(random, epoch);
     let request = RequestId(u64::from(random.next_u32() % 100_000));
     let (session, request, message) = match random.next_u32() % 6 {
         0 => {
@@ -161,19 +166,47 @@ fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8]) -> usize {
         message,
     };
     let len = datagram.emit(bytes).unwrap_or(0);
+    flip(random, bytes, len);
+    len
+}
+
+/// The name of a session that may well be somebody's.
+pub fn session(random: &mut Xoshiro256StarStar, epoch: u32) -> SessionId {
+    SessionId {
+        index: random.next_u32() % 1_100,
+        generation: 1 + random.next_u32() % 4,
+        epoch: if random.next_u32() & 1 == 1 {
+            epoch
+        } else {
+            random.next_u32()
+        },
+    }
+}
+
+/// Flips up to four of the first `len` bytes' bits.
+pub fn flip(random: &mut Xoshiro256StarStar, bytes: &mut [u8], len: usize) {
     for _ in 0..random.next_u32() % 5 {
         let bit = random.next_u32() as usize % (len * 8).max(1);
         if let Some(byte) = bytes.get_mut(bit / 8) {
             *byte ^= 1 << (bit % 8);
         }
     }
-    len
 }
 
-/// Takes in the server's answers and looks at none.
-fn discard(endpoint: &mut Endpoint<'_>) -> Result<(), Errno> {
+/// Takes in the server's answers. Those to a Connect say its epoch, which any client learns.
+fn listen(endpoint: &mut Endpoint<'_>, epoch: &mut u32) -> Result<(), Errno> {
     let mut completions = [Completion::default(); BATCH];
     for completion in endpoint.poll(&mut completions) {
+        let received = endpoint.received(completion);
+        let answer = received.and_then(|received| Datagram::parse(received.datagram).ok());
+        if let Some(Datagram {
+            session,
+            message: Message::Accept(_),
+            ..
+        }) = answer
+        {
+            *epoch = session.epoch;
+        }
         endpoint.give_back(completion.wr_id)?;
     }
     endpoint.flush()

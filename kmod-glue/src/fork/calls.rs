@@ -201,7 +201,10 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
             call.flags & OPEN_PRIVATE != 0,
         )
         .map_err(|error| {
-            crate::warning!("cannot open seed ", call.seed.id, " of ", gid, ": ", error);
+            if let Some(untold) = fork.complaints.turn() {
+                let id = call.seed.id;
+                crate::warning!("cannot open seed ", id, " of ", gid, ": ", error, untold);
+            }
             errno_of(&error)
         })?;
     let opened = fill(fork, call, &image);
@@ -257,14 +260,18 @@ pub fn connect(fork: &Fork, call: &uapi::Machine) -> Result<i32, Errno> {
     match machine.link(fork) {
         Ok(_) => Ok(0),
         Err(error) => {
-            crate::warning!(
-                "cannot connect to ",
-                gid,
-                ", service ",
-                call.service,
-                ": ",
-                error
-            );
+            if let Some(untold) = fork.complaints.turn() {
+                let service = call.service;
+                crate::warning!(
+                    "cannot connect to ",
+                    gid,
+                    ", service ",
+                    service,
+                    ": ",
+                    error,
+                    untold
+                );
+            }
             Err(error.errno())
         }
     }

@@ -165,7 +165,7 @@ pub unsafe extern "C" fn mitosis_image_fault(
         }
         Err(error) => {
             fork.counters.faults_failed.add(1);
-            image.complain(number.saturating_mul(PAGE_LEN as u64), &error);
+            image.complain(fork, number.saturating_mul(PAGE_LEN as u64), &error);
             match error {
                 PageError::NoMemory => Errno::NO_MEMORY.0,
                 _ => Errno::IO.0,

@@ -213,7 +213,7 @@ extern "C" {
         infiniband: bool,
         event: *mut Event,
         admit: unsafe extern "C" fn(*mut c_void, *const LinkRequest) -> *mut IbPd,
-        established: unsafe extern "C" fn(*mut c_void, *const LinkRequest, *mut Link),
+        established: unsafe extern "C" fn(*mut c_void, *const LinkRequest, *mut Link) -> bool,
         context: *mut c_void,
         error: *mut c_int,
     ) -> *mut LinkListener;

@@ -14,6 +14,7 @@ use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::channel::Sink;
+use super::complaints::Untold;
 use super::link::{Link, Read, READ_PAGES};
 use super::lost::PageError;
 use super::machine::{Machine, MachineError, Request};
@@ -26,6 +27,8 @@ use crate::warning;
 
 /// Chunks are guarded in so many groups, so that faults in different ones rarely meet.
 const STRIPES: usize = 64;
+/// Of how many pages of an image that are lost the log says each.
+const LOST_TOLD: u64 = 16;
 /// log2 of the pages in a chunk.
 const CHUNK_SHIFT: u32 = 9;
 
@@ -125,6 +128,8 @@ pub struct Image {
     chunks: Table<u64>,
     stripes: Table<Mutex<Stripe>>,
     zero: PageRef,
+    /// Pages that children could not have.
+    lost: Tally,
 }
 
 /// A descriptor on its way.
@@ -220,6 +225,7 @@ impl Image {
             chunks,
             stripes,
             zero: PageRef::zeroed()?,
+            lost: Tally::new(),
         })
     }
 
@@ -520,8 +526,17 @@ impl Image {
         pages
     }
 
-    /// A line for whoever looks for the reason why a child died.
-    pub fn complain(&self, address: u64, error: &PageError) {
+    /// A line for whoever looks for the reason why a child died. One that catches the signal can touch as many as it likes:
+    /// after the first ones there is a line now and then.
+    pub fn complain(&self, fork: &Fork, address: u64, error: &PageError) {
+        self.lost.add(1);
+        let untold = match self.lost.value() {
+            ..=LOST_TOLD => Untold::NONE,
+            _ => match fork.complaints.turn() {
+                Some(untold) => untold,
+                None => return,
+            },
+        };
         let (id, generation) = (self.name.id.get(), self.name.generation.get());
         let gid = self.machine.gid;
         warning!(
@@ -534,7 +549,8 @@ impl Image {
             ", page ",
             address >> 12,
             ": ",
-            *error
+            *error,
+            untold
         );
     }
 }

@@ -13,7 +13,7 @@ use crate::cm::Route;
 use crate::devices::{Devices, Gid, Port};
 use crate::errno::Errno;
 use crate::ffi::IbPd;
-use crate::lock::{Mutex, Shared};
+use crate::lock::{Mutex, Room, Shared};
 use crate::memory::Table;
 use crate::thread::{now_ns, random, Event};
 use crate::verbs::ProtectionDomain;
@@ -327,10 +327,7 @@ impl Visitors {
 
     /// A machine has one connection here: what is left of an earlier one is that of an incarnation which ended without
     /// saying so, and nothing else would ever tell.
-    fn enter(&self, visitor: Visitor) {
-        let Ok(visitor) = Shared::new(visitor) else {
-            return;
-        };
+    fn enter(&self, visitor: Shared<Visitor>) {
         let mut book = self.book.lock();
         for earlier in book.visitors.iter().flatten() {
             if earlier.gid == visitor.gid {
@@ -424,24 +421,29 @@ unsafe extern "C" fn admit(context: *mut c_void, request: *const ffi::LinkReques
     admitted.unwrap_or(core::ptr::null_mut())
 }
 
+/// Whether the visitor has been taken in. Where not, the shim ends the connection: to drop a link here would wait for the
+/// very callback that this is.
+///
 /// # Safety
-/// As `admit`; `link` is the callee's from now on.
+/// As `admit`; `link` is the callee's from now on if it returns true.
 unsafe extern "C" fn established(
     context: *mut c_void,
     request: *const ffi::LinkRequest,
     link: *mut ffi::Link,
-) {
+) -> bool {
     // SAFETY: by this function's contract.
     let (door, request) = unsafe { (&*context.cast::<Door<'_>>(), &*request) };
-    let (Some(link), Some(token)) = (NonNull::new(link), token_of(request)) else {
-        return;
+    let (Some(link), Some(token), Ok(room)) = (NonNull::new(link), token_of(request), Room::new())
+    else {
+        return false;
     };
-    door.visitors.enter(Visitor {
+    door.visitors.enter(room.fill(Visitor {
         raw: Raw(link),
         token,
         gid: request.gid,
         domain: door.domain(request).unwrap_or(core::ptr::null_mut()),
-    });
+    }));
+    true
 }
 
 /// Lets other machines connect, until dropped.

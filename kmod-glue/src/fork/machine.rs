@@ -314,8 +314,20 @@ impl Machines {
                 failed: None,
             })?,
         })?;
-        let free = list.iter_mut().find(|place| place.is_none());
-        *free.ok_or(Errno::NO_ROOM)? = Some(machine.clone());
+        // Anybody may name any machine: one that was tried in vain, and that nobody waits for, gives its place up.
+        let free = list.iter().position(Option::is_none);
+        let free = free.or_else(|| {
+            let idle = |place: &Option<Shared<Machine>>| {
+                place
+                    .as_ref()
+                    .is_some_and(|machine| machine.is_only() && !machine.is_connected())
+            };
+            list.iter().position(idle)
+        });
+        let place = free.and_then(|index| list.get_mut(index));
+        let earlier = place.ok_or(Errno::NO_ROOM)?.replace(machine.clone());
+        drop(list);
+        drop(earlier);
         Ok(machine)
     }
 
@@ -379,7 +391,17 @@ impl Machines {
             })
             .map(|()| now_ns().saturating_sub(begun_ns))
             .map_err(|error| {
-                warning!("no answer from ", gid, ", service ", service, ": ", error);
+                if let Some(untold) = fork.complaints.turn() {
+                    warning!(
+                        "no answer from ",
+                        gid,
+                        ", service ",
+                        service,
+                        ": ",
+                        error,
+                        untold
+                    );
+                }
                 error.errno()
             })
     }

@@ -12,6 +12,7 @@ pub mod arguments;
 pub mod calls;
 pub mod channel;
 pub mod clients;
+pub mod complaints;
 pub mod entry;
 #[allow(missing_docs)]
 pub mod ffi;
@@ -37,6 +38,7 @@ use mitosis_core::wire::fork::QUEUE_HINT;
 use mitosis_core::wire::resolution::MAX_SERVICE_ID;
 
 use self::clients::Clients;
+use self::complaints::Complaints;
 use self::images::Images;
 use self::link::{Door, LinkListener, Visitors};
 use self::machine::Machines;
@@ -82,6 +84,8 @@ pub struct Fork {
     pub seeds: Seeds,
     /// Who has the device open.
     pub clients: Clients,
+    /// What the log says about failed calls.
+    pub complaints: Complaints,
     /// What has happened.
     pub counters: Counters,
     /// What this machine's processors have.
@@ -185,6 +189,7 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
         visitors: Visitors::new()?,
         seeds: Seeds::new()?,
         clients: Clients::new()?,
+        complaints: Complaints::new()?,
         counters: Counters::default(),
         cpu: cpu_features(),
         epoch: random(),

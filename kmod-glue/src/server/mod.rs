@@ -4,7 +4,7 @@
 //! resolver finds the way back to new clients, and rdma_cm's listener tells clients which queue pair to talk to.
 
 pub mod failures;
-mod pace;
+pub mod pace;
 mod peers;
 mod refusals;
 mod resolver;

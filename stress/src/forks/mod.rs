@@ -34,17 +34,17 @@ const LEFT: &str = "i=0; until ./mitosis-lean left 2>/tmp/left; do i=$((i+1)); \
      [ $i -lt 100 ] || { cat /tmp/left >&2; exit 1; }; usleep 100000; done";
 
 /// A cluster whose machines can fork.
-struct Site<'a> {
-    stage: &'a Stage<'a>,
-    setting: &'a Setting,
-    inspected: Vec<Inspected>,
-    cluster: ClusterInfo,
+pub(crate) struct Site<'a> {
+    pub(crate) stage: &'a Stage<'a>,
+    pub(crate) setting: &'a Setting,
+    pub(crate) inspected: Vec<Inspected>,
+    pub(crate) cluster: ClusterInfo,
     /// The parent's.
-    gid: String,
+    pub(crate) gid: String,
 }
 
 impl<'a> Site<'a> {
-    fn new(stage: &'a Stage<'a>, setting: &'a Setting) -> Result<Self> {
+    pub(crate) fn new(stage: &'a Stage<'a>, setting: &'a Setting) -> Result<Self> {
         let (inspected, cluster) = stage.inspect()?;
         let site = Self {
             stage,
@@ -59,7 +59,7 @@ impl<'a> Site<'a> {
         Ok(site)
     }
 
-    fn hosts(&self) -> &'a [Host] {
+    pub(crate) fn hosts(&self) -> &'a [Host] {
         self.stage.hosts()
     }
 
@@ -68,7 +68,7 @@ impl<'a> Site<'a> {
         PARENT + 1..self.hosts().len()
     }
 
-    fn limit(&self) -> Limit<'a> {
+    pub(crate) fn limit(&self) -> Limit<'a> {
         Limit {
             timeout: STEP,
             interrupt: Some(self.stage.interrupt()),
@@ -98,7 +98,7 @@ impl<'a> Site<'a> {
         })
     }
 
-    fn load_all(&self, watch: &mut Watch<'_>) -> Result<()> {
+    pub(crate) fn load_all(&self, watch: &mut Watch<'_>) -> Result<()> {
         (PARENT..self.hosts().len()).try_for_each(|host| self.load(watch, host, ""))
     }
 
@@ -110,7 +110,7 @@ impl<'a> Site<'a> {
     }
 
     /// A parent with so much memory, prepared, whose own memory is spoilt since.
-    fn parent(&self, watch: &mut Watch<'_>, mib: u64) -> Result<(Walker, SeedName)> {
+    pub(crate) fn parent(&self, watch: &mut Watch<'_>, mib: u64) -> Result<(Walker, SeedName)> {
         let secret = u64::from(rand::random::<u32>());
         let mut parent = Walker::start(watch, self.hosts(), PARENT, mib, secret, true)?;
         let (seed, _) = parent.prepare(watch)?;
@@ -119,20 +119,25 @@ impl<'a> Site<'a> {
     }
 
     /// A child that has begun.
-    fn child(&self, watch: &mut Watch<'_>, host: usize, seed: &SeedName) -> Result<Walker> {
+    pub(crate) fn child(
+        &self,
+        watch: &mut Watch<'_>,
+        host: usize,
+        seed: &SeedName,
+    ) -> Result<Walker> {
         let (hosts, gid) = (self.hosts(), &self.gid);
         let (child, _) = Walker::resume(watch, hosts, host, gid, seed, How::default())?;
         Ok(child)
     }
 
     /// Ends a parent and its seed.
-    fn retire(&self, watch: &mut Watch<'_>, mut parent: Walker) -> Result<()> {
+    pub(crate) fn retire(&self, watch: &mut Watch<'_>, mut parent: Walker) -> Result<()> {
         parent.ask(watch, "unprepare", "unprepared")?;
         parent.end(watch)
     }
 
     /// No machine's module has anything any more.
-    fn nothing_left(&self, watch: &mut Watch<'_>) -> Result<()> {
+    pub(crate) fn nothing_left(&self, watch: &mut Watch<'_>) -> Result<()> {
         for (index, host) in self.hosts().iter().enumerate() {
             let directory = crate::cluster::shell::quote(&host.directory.to_string_lossy());
             run_to_end(watch, index, &format!("cd {directory} && {LEFT}"), STEP)?;

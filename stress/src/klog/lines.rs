@@ -23,7 +23,7 @@ pub enum Line {
     Buckets(Vec<(usize, u64)>),
     /// `rpc server stopped: sessions A, requests B, replayed C, rejected D, errors E, receive buffers F of G`
     Stopped(Stopped),
-    /// `flood done: sent N, mutated M, elapsed_us T`
+    /// `flood done: sent N, mutated M, from corpus C, elapsed_us T`
     FloodDone(Flood),
 }
 
@@ -71,8 +71,10 @@ pub struct Stopped {
 pub struct Flood {
     /// Datagrams in all.
     pub sent: u64,
-    /// Of these, valid ones with some bits changed; the others are random from end to end.
+    /// Of these, valid ones with some bits changed.
     pub mutated: u64,
+    /// And inputs of the fuzzer's corpus, changed; the others are random from end to end.
+    pub from_corpus: u64,
     /// The time that they took.
     pub elapsed_us: u64,
 }
@@ -134,6 +136,7 @@ impl Line {
             return Some(Line::FloodDone(Flood {
                 sent: number(fields, "sent ")?,
                 mutated: number(fields, "mutated ")?,
+                from_corpus: number(fields, "from corpus ")?,
                 elapsed_us: number(fields, "elapsed_us ")?,
             }));
         }
@@ -243,10 +246,11 @@ mod tests {
             }))
         );
         assert_eq!(
-            parse("flood done: sent 20000, mutated 9990, elapsed_us 1500000"),
+            parse("flood done: sent 20000, mutated 6990, from corpus 7010, elapsed_us 1500000"),
             Some(Line::FloodDone(Flood {
                 sent: 20_000,
-                mutated: 9_990,
+                mutated: 6_990,
+                from_corpus: 7_010,
                 elapsed_us: 1_500_000
             }))
         );
