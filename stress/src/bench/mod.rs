@@ -3,7 +3,7 @@
 //! Machines under emulation are slow and uneven, so the two are measured in turn, round after round, and what counts is
 //! the ratio of their medians. perftest sends datagrams of the RPC's size over the same ports: `ib_send_lat -c UD`, whose
 //! half round trips are doubled, beside one thread that calls; `ib_send_bw -c UD`, messages one way, beside the threads of
-//! the peak. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
+//! the peak, on as many client machines as asked for. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
 
 pub(crate) mod perftest;
 
@@ -16,6 +16,7 @@ use mitosis_core::wire::HEADER_LEN;
 use serde::Serialize;
 
 use self::perftest::{Pair, TIMEOUT};
+use crate::cluster::Host;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report, Verdict};
 use crate::run::{inspect, parent_gid};
@@ -34,9 +35,9 @@ pub struct Arguments {
     /// Bytes that requests and replies carry: a row each.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
     sizes: Vec<u32>,
-    /// Threads of the peak, where thread_count does not say: as many as these machines have their peak with.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
-    threads: Option<u64>,
+    /// Client machines that call at the peak. Round trips, and perftest, are between the server and the first.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    clients: u32,
     /// Most that the first row's round trip may be of perftest's.
     #[arg(long, default_value_t = 1.3)]
     bound: f64,
@@ -84,18 +85,15 @@ struct Document<'a> {
 
 /// The program.
 pub fn main(arguments: &Arguments) -> Result<Verdict> {
-    let threads = arguments.threads.map(|threads| threads.to_string());
-    let mut defaults = vec![("client_running_secs", "3"), ("server_running_secs", "60")];
-    defaults.extend(threads.as_deref().map(|threads| ("thread_count", threads)));
     let mut setting = Setting::read(
         Some(&arguments.target),
         &arguments.assignments,
-        &defaults,
+        &[("client_running_secs", "3"), ("server_running_secs", "60")],
         &arguments.template,
         &arguments.out,
     )?;
     if let Machines::Virtual(machines) = &mut setting.settings.machines {
-        machines.clients = 1;
+        machines.clients = arguments.clients;
         machines.debug.get_or_insert(false);
     }
     let (cluster, rows) = stage::on(&setting, |stage| {
@@ -173,12 +171,12 @@ impl Bench<'_> {
         let floor =
             || Ok::<_, anyhow::Error>((pair.round_trip_ns(len)?, pair.messages_per_s(len)?));
         let before = if perftest_first { Some(floor()?) } else { None };
-        let one = self.run(pair, size, Some(1))?;
+        let one = self.run(pair.hosts, size, Some(1))?;
         let latency = one
             .totals
             .latency_ns()
             .context("the RPC's run measured no latency")?;
-        let peak = self.run(pair, size, None)?;
+        let peak = self.run(self.stage.hosts(), size, None)?;
         let (perftest_round_trip_ns, perftest_messages_per_s) = match before {
             Some(before) => before,
             None => floor()?,
@@ -194,7 +192,7 @@ impl Bench<'_> {
     }
 
     /// The RPC test with this payload, and with as many threads as asked for, or as its parameters say.
-    fn run(&self, pair: &Pair<'_>, size: u32, threads: Option<u64>) -> Result<Report> {
+    fn run(&self, hosts: &[Host], size: u32, threads: Option<u64>) -> Result<Report> {
         let mut parameters = self.setting.parameters.clone();
         parameters.insert("payload_size".into(), u64::from(size));
         if let Some(threads) = threads {
@@ -203,7 +201,7 @@ impl Bench<'_> {
         let quiet = Progress::silent();
         let report = self.stage.perform(&Act {
             target: &self.setting.target,
-            hosts: pair.hosts,
+            hosts,
             passes: &self.setting.template.passes,
             parameters: &parameters,
             out: &self.setting.out,
