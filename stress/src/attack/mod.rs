@@ -21,7 +21,7 @@ use serde::Serialize;
 use crate::build;
 use crate::cluster::shell::quote;
 use crate::cluster::vm;
-use crate::forks::Site;
+use crate::forks::{walker, Site};
 use crate::klog::watch::{Patience, Watch};
 use crate::modules::Module;
 use crate::programs;
@@ -315,16 +315,10 @@ impl<'a> Attack<'a> {
         self.site.stage
     }
 
-    /// Nothing is loaded. A scenario that failed in its middle has left processes, which hold the module.
+    /// Nothing is loaded.
     fn restore(&self) -> Result<()> {
-        let script = format!(
-            "killall -9 fork-walker {HOSTILE} 2>/dev/null; for m in {CLIENT} {SERVER} {FLOOD} {FORK}; do i=0; \
-             while [ -d /sys/module/$m ]; do rmmod $m && break; i=$((i+1)); [ $i -lt 50 ] || exit 1; usleep 100000; done; done"
-        );
-        for host in self.site.hosts() {
-            host.run(&script, self.site.limit())?;
-        }
-        Ok(())
+        let programs = [walker::PROGRAM, HOSTILE];
+        self.site.clear(&programs, &[CLIENT, SERVER, FLOOD, FORK])
     }
 
     /// A host's GID.

@@ -68,6 +68,20 @@ impl<'a> Site<'a> {
         PARENT + 1..self.hosts().len()
     }
 
+    /// Ends what a scenario that failed in its middle has left on every host: processes, which hold modules, and the modules.
+    pub(crate) fn clear(&self, programs: &[&str], modules: &[&str]) -> Result<()> {
+        let script = format!(
+            "killall -9 {} 2>/dev/null; for m in {}; do i=0; while [ -d /sys/module/$m ]; do rmmod $m && break; \
+             i=$((i+1)); [ $i -lt 50 ] || exit 1; usleep 100000; done; done",
+            programs.join(" "),
+            modules.join(" ")
+        );
+        for host in self.hosts() {
+            host.run(&script, self.limit())?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn limit(&self) -> Limit<'a> {
         Limit {
             timeout: STEP,

@@ -260,16 +260,7 @@ impl<'a> Forks<'a> {
                 self.site.equip(index)?;
             }
         }
-        // A scenario that failed in its middle has left processes, which hold the module.
-        let script = format!(
-            "killall -9 {} 2>/dev/null; i=0; while [ -d /sys/module/{MODULE} ]; do rmmod {MODULE} && break; i=$((i+1)); \
-             [ $i -lt 50 ] || exit 1; usleep 100000; done",
-            super::walker::PROGRAM
-        );
-        for host in self.site.hosts() {
-            host.run(&script, self.site.limit())?;
-        }
-        Ok(())
+        self.site.clear(&[super::walker::PROGRAM], &[MODULE])
     }
 
     /// A process is forked to every machine, and all of its memory is right there; then nothing is left of anything.
