@@ -41,7 +41,7 @@ pub fn kernels(settings: &Settings) -> Result<Vec<Kernel>> {
                     timeout: HOST_TIMEOUT,
                     interrupt: None,
                 };
-                let release = host.run("uname -r", limit)?.trim().to_string();
+                let release = host.ask("uname -r", limit)?.trim().to_string();
                 if !wanted.contains(&release) {
                     wanted.push(release);
                 }

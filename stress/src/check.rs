@@ -344,7 +344,7 @@ impl Checks<'_> {
         ] {
             let kernel = host.ask("uname -r", self.limit())?;
             let module = modules::Module::load(&self.setting.out, kernel.trim(), name)?;
-            host.copy(module.contents, short, self.limit())?;
+            host.copy(&module.contents, short, self.limit())?;
         }
         let script = format!(
             "cd {} && i=0; while [ $i -lt {rounds} ]; do {round} || exit 1; i=$((i+1)); done",

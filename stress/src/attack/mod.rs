@@ -258,7 +258,7 @@ impl<'a> Attack<'a> {
             let release = &self.site.inspected[index].kernel;
             for name in [SERVER, CLIENT, FLOOD] {
                 let module = Module::load(out, release, name)?;
-                host.copy(module.contents, &format!("{name}.ko"), self.site.limit())?;
+                host.copy(&module.contents, &format!("{name}.ko"), self.site.limit())?;
             }
             for (failing, name) in failing
                 .iter()
@@ -266,11 +266,9 @@ impl<'a> Attack<'a> {
             {
                 let module = Module::load(failing, release, name)?;
                 let file = format!("{FAILING_PREFIX}{name}.ko");
-                host.copy(module.contents, &file, self.site.limit())?;
+                host.copy(&module.contents, &file, self.site.limit())?;
             }
-            host.copy(programs::load(out, HOSTILE)?, HOSTILE, self.site.limit())?;
-            let program = host.path(HOSTILE);
-            host.run(&format!("chmod 755 {program}"), self.site.limit())?;
+            host.copy_program(&programs::load(out, HOSTILE)?, HOSTILE, self.site.limit())?;
         }
         Ok(())
     }

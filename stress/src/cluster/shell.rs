@@ -22,8 +22,8 @@ pub const TICK: Duration = Duration::from_millis(10);
 const STATUS: &str = "\nstatus of the command: ";
 /// What ssh ends with then.
 const LOST: i32 = 255;
-/// How often a question is asked whose answer ssh lost.
-const ASKED: u32 = 3;
+/// How often something is tried whose end ssh lost.
+const TRIED: u32 = 3;
 
 /// `text` as one word of a POSIX shell command.
 pub fn quote(text: &str) -> String {
@@ -96,15 +96,22 @@ impl Host {
         Ok(finished)
     }
 
-    /// Runs `script`, which changes nothing, so that it can be run again where ssh lost how it ended.
-    pub fn ask(&self, script: &str, limit: Limit<'_>) -> Result<String> {
-        for _ in 1..ASKED {
-            let finished = self.execute(script, Vec::new(), limit)?;
+    /// Runs `script`, which does the same when it is run twice, again where ssh lost how it ended.
+    fn repeat(&self, script: &str, input: &[u8], limit: Limit<'_>) -> Result<Finished> {
+        for _ in 1..TRIED {
+            let finished = self.execute(script, input.to_vec(), limit)?;
             if finished.status.code() != Some(LOST) {
-                return self.said(script, finished);
+                return Ok(finished);
             }
         }
-        self.run(script, limit)
+        self.execute(script, input.to_vec(), limit)
+    }
+
+    /// Runs `script`, which does the same when it is run twice: a question, or a state that is brought about. `Err` also
+    /// where it exits with anything but 0.
+    pub fn ask(&self, script: &str, limit: Limit<'_>) -> Result<String> {
+        let finished = self.repeat(script, &[], limit)?;
+        self.said(script, finished)
     }
 
     fn said(&self, script: &str, finished: Finished) -> Result<String> {
@@ -114,18 +121,32 @@ impl Host {
         Ok(finished.stdout)
     }
 
-    /// Runs `script`; `Err` also where it exits with anything but 0.
+    /// Runs `script`, once; `Err` also where it exits with anything but 0.
     pub fn run(&self, script: &str, limit: Limit<'_>) -> Result<String> {
         let finished = self.execute(script, Vec::new(), limit)?;
         self.said(script, finished)
     }
 
     /// Puts `contents` into the host's directory as `name`.
-    pub fn copy(&self, contents: Vec<u8>, name: &str, limit: Limit<'_>) -> Result<()> {
+    pub fn copy(&self, contents: &[u8], name: &str, limit: Limit<'_>) -> Result<()> {
+        self.put(contents, name, "644", limit)
+    }
+
+    /// Puts a program into the host's directory as `name`.
+    pub fn copy_program(&self, contents: &[u8], name: &str, limit: Limit<'_>) -> Result<()> {
+        self.put(contents, name, "755", limit)
+    }
+
+    fn put(&self, contents: &[u8], name: &str, mode: &str, limit: Limit<'_>) -> Result<()> {
         let directory = quote(&self.directory.to_string_lossy());
         let path = self.path(name);
-        let script = format!("mkdir -p {directory} && cat >{path}.new && mv {path}.new {path}");
-        let finished = self.execute(&script, contents, limit)?;
+        // All of it reached the host, or the file that is there stays: a session that ends early gives cat an end too.
+        let script = format!(
+            "mkdir -p {directory} && cat >{path}.new && {{ [ $(wc -c <{path}.new) = {} ] || \
+             {{ echo \"it did not arrive whole\" >&2; exit 1; }}; }} && chmod {mode} {path}.new && mv {path}.new {path}",
+            contents.len()
+        );
+        let finished = self.repeat(&script, contents, limit)?;
         if !finished.status.success() {
             bail!(
                 "{}: cannot copy {name} to {directory}: {}",
@@ -239,11 +260,33 @@ mod tests {
     fn a_copied_file_is_the_same() {
         let (_directory, host) = here();
         let contents: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
-        host.copy(contents.clone(), "m.ko", LIMIT).unwrap();
+        host.copy(&contents, "m.ko", LIMIT).unwrap();
         assert_eq!(
             std::fs::read(host.directory.join("m.ko")).unwrap(),
             contents
         );
+    }
+
+    #[test]
+    fn a_copied_program_runs() {
+        let (_directory, host) = here();
+        host.copy_program(b"#!/bin/sh\necho runs\n", "program", LIMIT)
+            .unwrap();
+        assert_eq!(host.run(&host.path("program"), LIMIT).unwrap(), "runs\n");
+    }
+
+    #[test]
+    fn half_a_copy_leaves_the_old_file() {
+        let (_directory, host) = here();
+        host.copy(b"old", "m.ko", LIMIT).unwrap();
+        let cutting = Host {
+            ssh: vec!["sh".into(), "-c".into(), "head -c 2 | sh -c \"$0\"".into()],
+            directory: host.directory.clone(),
+            ..here().1
+        };
+        let error = cutting.copy(b"new", "m.ko", LIMIT).unwrap_err().to_string();
+        assert!(error.ends_with("it did not arrive whole"), "{error}");
+        assert_eq!(std::fs::read(host.directory.join("m.ko")).unwrap(), b"old");
     }
 
     #[test]
@@ -278,9 +321,10 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_question_is_asked_again() {
+    fn what_may_be_repeated_is_tried_again() {
         let (directory, host) = here();
         let asked = directory.path().join("asked");
+        let copied = host.directory.join("m.ko");
         let forgetful = Host {
             ssh: vec![
                 "sh".into(),
@@ -293,6 +337,11 @@ mod tests {
             ..host
         };
         assert_eq!(forgetful.ask("echo yes", LIMIT).unwrap(), "yes\n");
+        std::fs::remove_file(&asked).unwrap();
+        forgetful.copy(b"module", "m.ko", LIMIT).unwrap();
+        assert_eq!(std::fs::read(copied).unwrap(), b"module");
+        std::fs::remove_file(&asked).unwrap();
+        assert!(forgetful.run("echo yes", LIMIT).is_err());
     }
 
     #[test]

@@ -232,7 +232,7 @@ impl<'a> Faults<'a> {
             if absent.contains(&host.name) {
                 self.equip(index)?;
             }
-            host.run(&script, self.limit())?;
+            host.ask(&script, self.limit())?;
         }
         Ok(())
     }
@@ -273,7 +273,7 @@ impl<'a> Faults<'a> {
     fn bring_from(&self, out: &Path, index: usize, name: &str) -> Result<()> {
         let module = Module::load(out, &self.release, name)?;
         let file = format!("{name}.ko");
-        self.host(index).copy(module.contents, &file, self.limit())
+        self.host(index).copy(&module.contents, &file, self.limit())
     }
 
     /// Loads what a host of its role runs, with some parameters other than the test's.

@@ -352,7 +352,7 @@ impl Bench<'_> {
 
     fn free_mib(&self, host: &Host) -> Result<f64> {
         let script = "awk '/^MemFree:/ { print $2 }' /proc/meminfo";
-        let printed = host.run(script, self.site.limit())?;
+        let printed = host.ask(script, self.site.limit())?;
         let kib: f64 = printed.trim().parse().context("MemFree")?;
         Ok(kib / 1024.0)
     }

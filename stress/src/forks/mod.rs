@@ -77,7 +77,7 @@ impl<'a> Site<'a> {
             modules.join(" ")
         );
         for host in self.hosts() {
-            host.run(&script, self.limit())?;
+            host.ask(&script, self.limit())?;
         }
         Ok(())
     }
@@ -93,10 +93,9 @@ impl<'a> Site<'a> {
     fn equip(&self, index: usize) -> Result<()> {
         let (host, out): (&Host, &Path) = (&self.hosts()[index], &self.setting.out);
         let module = Module::load(out, &self.inspected[index].kernel, MODULE)?;
-        host.copy(module.contents, &format!("{MODULE}.ko"), self.limit())?;
+        host.copy(&module.contents, &format!("{MODULE}.ko"), self.limit())?;
         for name in PROGRAMS {
-            host.copy(programs::load(out, name)?, name, self.limit())?;
-            host.run(&format!("chmod 755 {}", host.path(name)), self.limit())?;
+            host.copy_program(&programs::load(out, name)?, name, self.limit())?;
         }
         Ok(())
     }
@@ -162,7 +161,7 @@ impl<'a> Site<'a> {
     /// A figure of a host's module.
     fn figure(&self, host: usize, name: &str) -> Result<u64> {
         let host = &self.hosts()[host];
-        let printed = host.run(
+        let printed = host.ask(
             &format!("{} stats --json", host.path("mitosis")),
             self.limit(),
         )?;

@@ -108,8 +108,7 @@ pub(super) const REFUSALS: &[Refusal] = &[
 pub(super) fn prepare(stage: &Stage<'_>, setting: &Setting) -> Result<()> {
     let host = host(stage)?;
     for name in ["rpc-server", "rpc-client"] {
-        host.copy(programs::load(&setting.out, name)?, name, limit(stage))?;
-        host.run(&format!("chmod 755 {}", host.path(name)), limit(stage))?;
+        host.copy_program(&programs::load(&setting.out, name)?, name, limit(stage))?;
     }
     Ok(())
 }

@@ -194,13 +194,12 @@ fn prepare(
         interrupt: Some(interrupt),
     };
     on_all(&files, |(host, name, contents)| {
-        host.copy(contents.clone(), name, limit)?;
         if name.ends_with(".ko") {
-            return Ok(());
+            host.copy(contents, name, limit)
+        } else {
+            // Files that go with a program may be programs too.
+            host.copy_program(contents, name, limit)
         }
-        // Files that go with a program may be programs too.
-        host.run(&format!("chmod 755 {}", host.path(name)), limit)
-            .map(drop)
     })?;
     Ok(Prepared {
         gid,

@@ -151,7 +151,7 @@ impl Forks<'_> {
     }
 
     fn memory(&self) -> Result<Vec<Memory>> {
-        let of = |host: &Host| Memory::parse(&host.run(MEASURE, self.site.limit())?);
+        let of = |host: &Host| Memory::parse(&host.ask(MEASURE, self.site.limit())?);
         self.site.hosts().iter().map(of).collect()
     }
 
