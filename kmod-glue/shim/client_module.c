@@ -27,7 +27,10 @@ module_param(report_interval, uint, 0444);
 MODULE_PARM_DESC(report_interval, "Seconds between two throughput lines");
 static unsigned int thread_count = 12;
 module_param(thread_count, uint, 0444);
-MODULE_PARM_DESC(thread_count, "Kernel threads, each calling synchronously");
+MODULE_PARM_DESC(thread_count, "Kernel threads that call");
+static unsigned int window = 1;
+module_param(window, uint, 0444);
+MODULE_PARM_DESC(window, "Calls that each thread has under way (1 to 16); 1: it calls synchronously");
 static unsigned int session_id_base;
 module_param(session_id_base, uint, 0444);
 MODULE_PARM_DESC(session_id_base, "Base of the keys with which the threads ask for sessions");
@@ -52,6 +55,7 @@ static int __init mitosis_rpc_client_init(void)
 		.running_secs = running_secs,
 		.report_interval = report_interval,
 		.thread_count = thread_count,
+		.window = window,
 		.session_id_base = session_id_base,
 		.payload_size = payload_size,
 		.gid = mitosis_text(gid),

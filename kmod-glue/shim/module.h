@@ -44,6 +44,7 @@ struct mitosis_client_parameters {
 	u32 running_secs;
 	u32 report_interval;
 	u32 thread_count;
+	u32 window;
 	u32 session_id_base;
 	u32 payload_size;	/* MITOSIS_DEFAULT: as built */
 	struct mitosis_text gid;

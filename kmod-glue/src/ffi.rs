@@ -190,6 +190,7 @@ pub struct ClientParameters {
     pub running_secs: u32,
     pub report_interval: u32,
     pub thread_count: u32,
+    pub window: u32,
     pub session_id_base: u32,
     pub payload_size: u32,
     pub gid: Text,

@@ -124,6 +124,12 @@ const RULES: &[Rule] = &[
         "the threads of a client machine",
     ),
     rule(
+        "window",
+        1,
+        16,
+        "the calls that a thread has under way; 1: it calls synchronously",
+    ),
+    rule(
         "working_set_mib",
         0,
         1 << 20,

@@ -1,8 +1,9 @@
 //! One thread that calls: it keeps a session, measures each call, and finds the server again when it is lost.
 //!
 //! A server is lost when it says that it does not know the session, or when it is silent for so long that it is looked for
-//! and is not there, or not the same. A call that was under way then may have been executed: it is not repeated, but
-//! counted as interrupted.
+//! and its machine says that it is not there, or not the same. Calls that were under way then may have been executed: they
+//! are not repeated, but counted as interrupted. A machine that does not answer is down, or has too much to do: the calls
+//! stay under way until it does.
 
 use mitosis_core::histogram::Histogram;
 use mitosis_core::rpc::client::{CallSlot, ClientConfig, Event as ClientEvent};
@@ -16,7 +17,7 @@ use crate::cm::{self, Route, Unresolved};
 use crate::devices::Devices;
 use crate::errno::Errno;
 use crate::info;
-use crate::memory::Owned;
+use crate::memory::{Owned, Table};
 use crate::payload;
 use crate::thread::{now_ns, random, Event};
 
@@ -27,8 +28,8 @@ const RTO_MIN_NS: u64 = 20_000_000;
 /// Longer than a thousand synchronous callers queue at one server.
 const RTO_MAX_NS: u64 = 1_000_000_000;
 const CONNECT_TIMEOUT_NS: u64 = 8_000_000_000;
-/// A call is given up only with its server, which [`SILENCE_NS`] finds out: this is for a server that is there but does
-/// not answer.
+/// A call is given up only with its server, which [`SILENCE_NS`] finds out: this is for a server, or a machine, that does not
+/// answer.
 const CALL_TIMEOUT_NS: u64 = 60_000_000_000;
 /// Silence after which to look whether the server is still there.
 const SILENCE_NS: u64 = 3_000_000_000;
@@ -147,6 +148,12 @@ impl Record {
             failure: None,
         })
     }
+
+    /// A call was answered.
+    fn add(&mut self, latency_ns: u64) {
+        self.latency.record(latency_ns);
+        self.max_ns = self.max_ns.max(latency_ns);
+    }
 }
 
 /// One thread that calls.
@@ -157,6 +164,16 @@ pub struct Caller<'a> {
     pub seat: &'a Seat,
     /// Which it is.
     pub index: u32,
+}
+
+/// What became of a server that was silent.
+enum Look {
+    /// It is there, or it is time to stop: the wait ends by itself.
+    There,
+    /// Its machine is there without it, or with another.
+    Gone,
+    /// Its machine was not heard.
+    Unheard(Unresolved),
 }
 
 /// How a session ended.
@@ -256,7 +273,9 @@ impl Caller<'_> {
     fn session(&self, route: &Route, record: &mut Record) -> Result<SessionEnd, CallerFailure> {
         let shared = self.shared;
         let message_len = payload::message_len(shared.test.payload_size);
-        let mut slots = [CallSlot::new()];
+        let window = shared.test.window;
+        let mut slots = Table::try_new(window as usize, |_| Ok(CallSlot::new()))
+            .map_err(|errno| CallerFailure::Kernel("cannot allocate slots", errno))?;
         let mut connection = Connection::new(
             route,
             &self.seat.event,
@@ -272,7 +291,7 @@ impl Caller<'_> {
                     nonce: random(),
                     cluster_key: shared.test.cluster_key,
                     datagram_len,
-                    slots: 1,
+                    slots: window as u16,
                     credits,
                     max_message_len: message_len,
                     rto_initial_ns: RTO_INITIAL_NS,
@@ -287,7 +306,7 @@ impl Caller<'_> {
             Waited::Stopped => return Ok(SessionEnd::Finished),
             Waited::Connected => {}
             Waited::Failed(other) => return Err(CallerFailure::of(&other)),
-            Waited::Replied => return Err(CallerFailure::Misuse),
+            Waited::Replied(_) => return Err(CallerFailure::Misuse),
             Waited::Silence => return Err(CallerFailure::ConnectTimedOut),
         }
         self.tell(state::CONNECTED);
@@ -296,46 +315,86 @@ impl Caller<'_> {
             return Ok(SessionEnd::Finished);
         };
 
+        let ended = self.calls(&mut connection, route, record, end_ns)?;
+        if matches!(ended, SessionEnd::Finished) {
+            connection.disconnect()?;
+        }
+        Ok(ended)
+    }
+
+    /// Keeps the window full until the session, or the time, is over.
+    fn calls(
+        &self,
+        connection: &mut Connection<'_>,
+        route: &Route,
+        record: &mut Record,
+        end_ns: u64,
+    ) -> Result<SessionEnd, CallerFailure> {
+        let shared = self.shared;
+        let mut silence_ns = SILENCE_NS;
         loop {
-            connection.make_request()?;
-            let start_ns = now_ns();
-            if start_ns >= end_ns || shared.stop.wanted() {
-                break;
-            }
-            let mut waited = connection.call(start_ns, shared.test.rpc_id, SILENCE_NS)?;
-            while matches!(waited, Waited::Silence) {
-                if !self.is_there(route) {
-                    record.interrupted += 1;
-                    return Ok(SessionEnd::Lost);
+            while let Some(slot) = connection.free_slot() {
+                connection.make_request(slot)?;
+                let now = now_ns();
+                if now >= end_ns || shared.stop.wanted() {
+                    break;
                 }
-                waited = connection.wait(SILENCE_NS)?;
+                connection.call(now, slot, shared.test.rpc_id)?;
             }
-            match waited {
-                Waited::Replied => {}
-                Waited::Failed(ClientEvent::Closed { .. }) => {
-                    record.interrupted += 1;
+            if connection.under_way().is_empty() {
+                return Ok(SessionEnd::Finished);
+            }
+            match connection.wait(silence_ns)? {
+                Waited::Replied(slots) => {
+                    let now = now_ns();
+                    for slot in slots.iter() {
+                        record.add(now.saturating_sub(connection.begun_ns(slot)));
+                    }
+                    self.seat.requests.set(record.latency.count());
+                    self.heard(&mut silence_ns);
+                }
+                Waited::Silence => match self.look_at(route) {
+                    Look::There => self.heard(&mut silence_ns),
+                    Look::Gone => {
+                        record.interrupted += u64::from(connection.under_way().len());
+                        return Ok(SessionEnd::Lost);
+                    }
+                    Look::Unheard(why) if now_ns() >= end_ns => {
+                        record.interrupted += u64::from(connection.under_way().len());
+                        return Err(CallerFailure::Lost(why));
+                    }
+                    Look::Unheard(_) => {
+                        silence_ns = LOOK_INTERVAL_NS;
+                        self.tell(state::LOOKING);
+                    }
+                },
+                Waited::Failed(ClientEvent::Closed { lost, .. }) => {
+                    record.interrupted += u64::from(lost.len());
                     return Ok(SessionEnd::Lost);
                 }
                 Waited::Failed(other) => return Err(CallerFailure::of(&other)),
                 Waited::Connected => return Err(CallerFailure::Misuse),
-                Waited::Stopped | Waited::Silence => break,
+                Waited::Stopped => return Ok(SessionEnd::Finished),
             }
-            let latency_ns = now_ns() - start_ns;
-            record.latency.record(latency_ns);
-            record.max_ns = record.max_ns.max(latency_ns);
-            self.seat.requests.set(record.latency.count());
         }
-        connection.disconnect()?;
-        Ok(SessionEnd::Finished)
+    }
+
+    /// The server was heard of, after whatever silence.
+    #[inline]
+    fn heard(&self, silence_ns: &mut u64) {
+        if *silence_ns != SILENCE_NS {
+            *silence_ns = SILENCE_NS;
+            self.tell(state::CONNECTED);
+        }
     }
 
     /// Whether the queue pair at the end of `route` is still the server's.
-    fn is_there(&self, route: &Route) -> bool {
+    fn look_at(&self, route: &Route) -> Look {
         match self.resolve() {
-            Ok(again) => again.leads_where(route),
-            // Asked to stop: the wait ends by that.
-            Err(Unresolved::Stopped) => true,
-            Err(_) => false,
+            Ok(again) if again.leads_where(route) => Look::There,
+            Err(Unresolved::Stopped) => Look::There,
+            Ok(_) | Err(Unresolved::NoService | Unresolved::Refused(_)) => Look::Gone,
+            Err(why) => Look::Unheard(why),
         }
     }
 }

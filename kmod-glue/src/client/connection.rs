@@ -1,6 +1,8 @@
 //! A session and the queue pair that carries it.
 
-use mitosis_core::rpc::client::{CallError, CallSlot, Client, ClientConfig, Event as ClientEvent};
+use mitosis_core::rpc::client::{
+    CallError, CallSlot, Client, ClientConfig, Event as ClientEvent, SlotSet,
+};
 use mitosis_core::sync::stop::Stop;
 use mitosis_core::wire::HEADER_LEN;
 
@@ -8,6 +10,7 @@ use super::failure::CallerFailure;
 use crate::buffer::PagedBuffer;
 use crate::cm::Route;
 use crate::endpoint::{self, Endpoint, Ticket};
+use crate::memory::Table;
 use crate::payload::{self, Maker};
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, BATCH};
@@ -29,8 +32,8 @@ const NAP_NS: u64 = 500_000_000;
 pub enum Waited {
     /// The session is open.
     Connected,
-    /// The call's reply is whole and as it was sent.
-    Replied,
+    /// The replies to the calls of these slots are whole and as they were sent.
+    Replied(SlotSet),
     /// Something else happened, which is no success.
     Failed(ClientEvent),
     /// Nothing has been heard of the server for longer than it should take.
@@ -43,21 +46,31 @@ pub enum Waited {
 pub struct Connection<'a> {
     endpoint: Endpoint<'a>,
     client: Client<'a>,
-    request: PagedBuffer,
-    reply: PagedBuffer,
+    /// A slot's, each.
+    exchanges: Table<Exchange>,
     maker: Maker,
     message_len: u32,
-    /// The last send that repeated a part of the request.
-    repeated: Ticket,
+    /// What came after replies of the same batch, and is told after them.
+    after: Option<Waited>,
     route: &'a Route,
     event: &'a Event,
     stop: &'a Stop,
     patience: Patience,
 }
 
+/// What a slot's call sends from and receives into.
+struct Exchange {
+    request: PagedBuffer,
+    reply: PagedBuffer,
+    /// The last send that repeated a part of the request.
+    repeated: Ticket,
+    begun_ns: u64,
+}
+
 impl<'a> Connection<'a> {
     /// A queue pair on `route` for messages of `message_len` bytes, one of `threads` that this machine has, and a session that
-    /// is not yet asked for. `config` is told the longest datagram and how many credits to ask for.
+    /// is not yet asked for, with as many calls at a time as there are `slots`. `config` is told the longest datagram and how
+    /// many credits to ask for.
     pub fn new(
         route: &'a Route,
         event: &'a Event,
@@ -68,28 +81,33 @@ impl<'a> Connection<'a> {
         config: impl FnOnce(u16, u16) -> ClientConfig,
     ) -> Result<Connection<'a>, CallerFailure> {
         let kernel = |step| move |errno| CallerFailure::Kernel(step, errno);
-        let buffer = || {
-            PagedBuffer::new(route.pd(), message_len as usize)
-                .map_err(kernel("cannot allocate a message buffer"))
-        };
-        let (request, reply) = (buffer()?, buffer()?);
+        let buffer = || PagedBuffer::new(route.pd(), message_len as usize);
+        let exchanges = Table::try_new(slots.len(), |_| {
+            Ok(Exchange {
+                request: buffer()?,
+                reply: buffer()?,
+                repeated: Ticket::default(),
+                begun_ns: 0,
+            })
+        })
+        .map_err(kernel("cannot allocate message buffers"))?;
         let datagram_len = endpoint::datagram_len(route.port());
         let part_len = u32::from(datagram_len)
             .saturating_sub(HEADER_LEN as u32)
             .max(1);
         let share = (SHARED_CREDITS / threads.max(1)).clamp(MIN_CREDITS, MAX_CREDITS);
-        let credits = message_len.div_ceil(part_len).clamp(1, share);
+        let parts = message_len.div_ceil(part_len).max(1);
+        let credits = parts.saturating_mul(slots.len() as u32).clamp(1, share);
         let buffers = credits * BUFFERS_A_CREDIT;
         let endpoint = Endpoint::open(route.port(), route.pd(), event, buffers)
             .map_err(kernel("cannot create a queue pair"))?;
         Ok(Connection {
             client: Client::new(config(datagram_len, credits as u16), slots),
             endpoint,
-            request,
-            reply,
+            exchanges,
             maker: Maker::default(),
             message_len,
-            repeated: Ticket::default(),
+            after: None,
             route,
             event,
             stop,
@@ -111,28 +129,47 @@ impl<'a> Connection<'a> {
         Ok(waited)
     }
 
-    /// Makes the next request's payload. Not a part of the call: it is the caller's time.
+    /// A slot in which a call can be begun.
     #[inline]
-    pub fn make_request(&mut self) -> Result<(), CallerFailure> {
+    pub fn free_slot(&self) -> Option<u16> {
+        self.client.free_slot()
+    }
+
+    /// The slots whose calls are under way.
+    #[inline]
+    pub fn under_way(&self) -> SlotSet {
+        self.client.outstanding()
+    }
+
+    /// When the slot's last call began.
+    #[inline]
+    pub fn begun_ns(&self, slot: u16) -> u64 {
+        self.exchanges
+            .get(usize::from(slot))
+            .map_or(0, |exchange| exchange.begun_ns)
+    }
+
+    /// Makes the payload of a free slot's next request. Not a part of the call: it is the caller's time.
+    #[inline]
+    pub fn make_request(&mut self, slot: u16) -> Result<(), CallerFailure> {
+        let exchange = self.exchanges.get_mut(usize::from(slot));
+        let exchange = exchange.ok_or(CallerFailure::Misuse)?;
         // The reply to the last request does not prove that its repetitions have left the buffer.
         self.endpoint
             .outbox()
-            .wait_sent(self.repeated)
+            .wait_sent(exchange.repeated)
             .map_err(|errno| CallerFailure::Kernel("a send does not complete", errno))?;
-        self.maker.make(&mut self.request, self.message_len);
+        self.maker.make(&mut exchange.request, self.message_len);
         Ok(())
     }
 
-    /// Makes a call with the request that was made and waits for its end, or for `silence_ns` without one.
+    /// Begins a call with the request that was made; [`Connection::wait`] sends it.
     #[inline]
-    pub fn call(
-        &mut self,
-        now_ns: u64,
-        rpc_id: u32,
-        silence_ns: u64,
-    ) -> Result<Waited, CallerFailure> {
-        match self.client.call(now_ns, 0, rpc_id, self.message_len) {
-            Ok(_) => self.wait(silence_ns),
+    pub fn call(&mut self, now_ns: u64, slot: u16, rpc_id: u32) -> Result<(), CallerFailure> {
+        let exchange = self.exchanges.get_mut(usize::from(slot));
+        exchange.ok_or(CallerFailure::Misuse)?.begun_ns = now_ns;
+        match self.client.call(now_ns, slot, rpc_id, self.message_len) {
+            Ok(_) => Ok(()),
             Err(CallError::TooLarge { request_len, limit }) => Err(CallerFailure::TooLarge {
                 message_len: request_len,
                 limit,
@@ -150,6 +187,9 @@ impl<'a> Connection<'a> {
     /// Drives the session until something happens, for at most about `silence_ns`.
     #[inline]
     pub fn wait(&mut self, silence_ns: u64) -> Result<Waited, CallerFailure> {
+        if let Some(waited) = self.after.take() {
+            return Ok(waited);
+        }
         let begun_ns = now_ns();
         let silent_at_ns = begun_ns.saturating_add(silence_ns);
         self.transmit(begun_ns)?;
@@ -230,24 +270,30 @@ impl<'a> Connection<'a> {
             let Some(transmit) = self.client.poll_transmit(now_ns, header) else {
                 return burst.ring().map_err(kernel);
             };
-            let payload = transmit
-                .payload
-                .map(|payload| (&self.request, payload.range));
+            let Some(payload) = transmit.payload else {
+                burst
+                    .send(transmit.header_len, None, false)
+                    .map_err(kernel)?;
+                continue;
+            };
+            let exchange = self.exchanges.get_mut(usize::from(payload.slot));
+            let exchange = exchange.ok_or(CallerFailure::Misuse)?;
+            let payload = Some((&exchange.request, payload.range));
             let ticket = burst
                 .send(transmit.header_len, payload, transmit.again)
                 .map_err(kernel)?;
             if transmit.again {
-                self.repeated = ticket;
+                exchange.repeated = ticket;
             }
         }
     }
 
-    /// Takes in what has arrived, up to what the caller waits for; whether anything had.
+    /// Takes in a batch of what has arrived; whether anything had, and whether the caller waits for it.
     #[inline]
     fn receive(&mut self) -> Result<(bool, Option<Waited>), CallerFailure> {
         let kernel = |errno| CallerFailure::Kernel("cannot post receives", errno);
         let mut completions = [Completion::default(); BATCH];
-        let mut waited = None;
+        let mut replied = SlotSet::default();
         let arrived = self.endpoint.poll(&mut completions);
         for completion in arrived {
             if completion.status != 0 {
@@ -256,8 +302,10 @@ impl<'a> Connection<'a> {
             if let Some(received) = self.endpoint.received(completion) {
                 // A datagram that the core rejects is nobody's answer: it is dropped.
                 if let Ok(Some(event)) = self.client.handle_datagram(now_ns(), received.datagram) {
-                    let happened = take(event, received.datagram, &mut self.reply)?;
-                    waited = happened.or(waited);
+                    match take(event, received.datagram, &mut self.exchanges)? {
+                        Some(Waited::Replied(slots)) => replied.0 |= slots.0,
+                        happened => self.after = happened.or(self.after.take()),
+                    }
                 }
             }
             self.endpoint.give_back(completion.wr_id).map_err(kernel)?;
@@ -265,6 +313,11 @@ impl<'a> Connection<'a> {
         if !arrived.is_empty() {
             self.endpoint.flush().map_err(kernel)?;
         }
+        let waited = if replied.is_empty() {
+            self.after.take()
+        } else {
+            Some(Waited::Replied(replied))
+        };
         Ok((!arrived.is_empty(), waited))
     }
 }
@@ -275,24 +328,28 @@ impl<'a> Connection<'a> {
 fn take(
     event: ClientEvent,
     datagram: &[u8],
-    reply: &mut PagedBuffer,
+    exchanges: &mut [Exchange],
 ) -> Result<Option<Waited>, CallerFailure> {
     match event {
         ClientEvent::Connected => Ok(Some(Waited::Connected)),
         ClientEvent::Reply {
+            slot,
             message_len,
             offset,
             payload,
             complete,
             ..
         } => {
+            let replied = Ok(Some(Waited::Replied(SlotSet::of(slot))));
             let part = datagram.get(payload).unwrap_or(&[]);
             let message_len = message_len as usize;
             if complete && offset == 0 {
                 payload::verify(core::iter::once(part), message_len)
                     .map_err(|_| CallerFailure::Damaged)?;
-                return Ok(Some(Waited::Replied));
+                return replied;
             }
+            let reply = exchanges.get_mut(usize::from(slot));
+            let reply = &mut reply.ok_or(CallerFailure::Misuse)?.reply;
             if !reply.write(offset as usize, part) {
                 // Longer than what was asked for.
                 return Err(CallerFailure::Damaged);
@@ -302,7 +359,7 @@ fn take(
             }
             payload::verify(reply.chunks(message_len), message_len)
                 .map_err(|_| CallerFailure::Damaged)?;
-            Ok(Some(Waited::Replied))
+            replied
         }
         failed => Ok(Some(Waited::Failed(failed))),
     }

@@ -1,8 +1,8 @@
 //! `mitosis_rpc_client`: the clients of the stress test on one machine.
 //!
 //! The main thread resolves the server once and starts `thread_count` callers ([`caller`]). Each has a queue pair and a
-//! session of its own ([`connection`]) and calls synchronously (the document's remark 3); the resolved way to the server
-//! is shared. When all are connected they start together, and the main thread prints the machine's throughput once every
+//! session of its own ([`connection`]) and calls synchronously (the document's remark 3), or keeps a window of calls under
+//! way where `window` asks for more than one; the resolved way to the server is shared. When all are connected they start together, and the main thread prints the machine's throughput once every
 //! interval, and the sums at the end ([`totals`]).
 
 mod caller;
@@ -31,6 +31,8 @@ use crate::{error, info, warning};
 
 /// Most threads; the document's test runs 12.
 const MAX_THREADS: u32 = 64;
+/// Most calls that a thread has under way; the server grants a session no more.
+const MAX_WINDOW: u32 = 16;
 /// Longest sleep, so that the clock and the wish to stop are looked at.
 const NAP_NS: u64 = 500_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -76,6 +78,7 @@ pub unsafe extern "C" fn mitosis_client_start(parameters: *const ffi::ClientPara
         running_secs: parameters.running_secs,
         report_interval_secs: parameters.report_interval,
         thread_count: parameters.thread_count,
+        window: parameters.window,
         session_id_base: parameters.session_id_base,
     };
     if let Err(complaint) = test.check() {
@@ -112,6 +115,7 @@ struct Test {
     running_secs: u32,
     report_interval_secs: u32,
     thread_count: u32,
+    window: u32,
     session_id_base: u32,
 }
 
@@ -119,6 +123,9 @@ impl Test {
     fn check(&self) -> Result<(), &'static str> {
         if self.thread_count == 0 || self.thread_count > MAX_THREADS {
             return Err("thread_count is not in 1 to 64");
+        }
+        if self.window == 0 || self.window > MAX_WINDOW {
+            return Err("window is not in 1 to 16");
         }
         if self.report_interval_secs == 0 {
             return Err("report_interval is 0: seconds between two reports are wanted");

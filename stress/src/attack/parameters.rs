@@ -26,6 +26,7 @@ const NO_KEY: Fate = Refused("cluster_key is not 32 hexadecimal digits");
 const NO_GID: Fate = Refused("gid is not eight groups");
 const NO_SERVICE: Fate = Refused("more than 255");
 const NO_THREADS: Fate = Refused("thread_count is not in 1 to 64");
+const NO_WINDOW: Fate = Refused("window is not in 1 to 16");
 const NO_PAYLOAD: Fate = Refused("payload_size and its checksum are more than a message");
 const NO_PREFETCH: Fate = Refused("not between 1 and 16");
 const NO_PLAY: Fate = Refused("play is none of");
@@ -125,6 +126,16 @@ const PARAMETERS: &[Parameter] = &[
             ("64", Taken),
             ("65", NO_THREADS),
             ("4294967295", NO_THREADS),
+        ],
+    ),
+    number(
+        CLIENT,
+        "window",
+        &[
+            ("0", NO_WINDOW),
+            ("16", Taken),
+            ("17", NO_WINDOW),
+            ("4294967295", NO_WINDOW),
         ],
     ),
     number(CLIENT, "session_id_base", ANY_NUMBER),

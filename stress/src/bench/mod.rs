@@ -197,6 +197,7 @@ impl Bench<'_> {
         parameters.insert("payload_size".into(), u64::from(size));
         if let Some(threads) = threads {
             parameters.insert("thread_count".into(), threads);
+            parameters.remove("window");
         }
         let quiet = Progress::silent();
         let report = self.stage.perform(&Act {

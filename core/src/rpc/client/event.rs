@@ -56,6 +56,15 @@ pub struct Granted {
 pub struct SlotSet(pub u64);
 
 impl SlotSet {
+    /// This slot alone; none where there can be no such slot.
+    pub const fn of(slot: u16) -> SlotSet {
+        if slot < 64 {
+            SlotSet(1 << slot)
+        } else {
+            SlotSet(0)
+        }
+    }
+
     /// Whether the slot is one of them.
     pub const fn contains(self, slot: u16) -> bool {
         slot < 64 && self.0 >> slot & 1 != 0
