@@ -112,7 +112,7 @@ bench-fork: setup ## compare remote fork with fork() and perftest, on the same m
 
 .PHONY: bench-rpc
 bench-rpc: setup ## compare the empty RPC's round trip with perftest's, on the same machines in the same run
-	@$(call STRESS,bench-rpc --clients 4)
+	@$(call STRESS,bench-rpc)
 
 .PHONY: bench-core
 bench-core: setup ## count the instructions of a small call in the core, by callgrind

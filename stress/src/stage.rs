@@ -37,7 +37,8 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// Reads `words`, each `name=value`. Parameters have the values in `defaults` unless they are given others.
+    /// Reads `words`, each `name=value`. Parameters have the values in `defaults`, as far as the
+    /// template knows them, unless they are given others.
     pub fn read(
         target: Option<&str>,
         words: &[String],
@@ -46,19 +47,17 @@ impl Setting {
         out: &Path,
     ) -> Result<Self> {
         let mut assignments = Assignments::parse(words)?;
+        let template = Template::<RunPass>::load(template)?;
         let defaults: Vec<(String, String)> = defaults
             .iter()
             .filter(|(name, _)| {
-                assignments
-                    .parameters
-                    .iter()
-                    .all(|(given, _)| given != name)
+                let mut given = assignments.parameters.iter();
+                template.knows(name) && given.all(|(given, _)| given != name)
             })
             .map(|(name, value)| (name.to_string(), value.to_string()))
             .collect();
         assignments.parameters.extend(defaults);
         let settings = assignments.settings()?;
-        let template = Template::<RunPass>::load(template)?;
         Ok(Self {
             settings,
             parameters: parameters::of(&template, &assignments)?,

@@ -296,6 +296,11 @@ impl<P> Template<P> {
             .file_stem()
             .map_or_else(|| "run".into(), |stem| stem.to_string_lossy().into_owned())
     }
+
+    /// Whether a run of it can be given this parameter.
+    pub fn knows(&self, parameter: &str) -> bool {
+        self.parameters.contains_key(parameter) || self.optional.contains(parameter)
+    }
 }
 
 impl Template<RunPass> {

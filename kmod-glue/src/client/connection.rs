@@ -15,9 +15,9 @@ use crate::payload::{self, Maker};
 use crate::thread::{give_way, now_ns, Event, Patience};
 use crate::verbs::{Completion, BATCH};
 
-/// The most datagrams that a machine's threads have unanswered together: half of what a network device's ring holds at the
-/// server, which has other clients too. More is lost there and repeated.
-const SHARED_CREDITS: u32 = 128;
+/// The most datagrams that a machine's threads have unanswered together: a quarter of what a network device's ring holds at
+/// the server, which has other clients too. More is lost there and repeated.
+const SHARED_CREDITS: u32 = 256;
 /// The most of one thread: enough to keep a link busy with a long message, and for one of 64 KiB to go without a word in
 /// between.
 const MAX_CREDITS: u32 = 32;

@@ -2,8 +2,9 @@
 //!
 //! Machines under emulation are slow and uneven, so the two are measured in turn, round after round, and what counts is
 //! the ratio of their medians. perftest sends datagrams of the RPC's size over the same ports: `ib_send_lat -c UD`, whose
-//! half round trips are doubled, beside one thread that calls; `ib_send_bw -c UD`, messages one way, beside the threads of
-//! the peak, on as many client machines as asked for. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
+//! half round trips are doubled, beside one thread that calls synchronously; `ib_send_bw -c UD`, messages one way of which
+//! 128 are under way, beside the peak: threads that each keep a window of calls under way, on as many client machines as
+//! asked for. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
 
 pub(crate) mod perftest;
 
@@ -88,7 +89,12 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     let mut setting = Setting::read(
         Some(&arguments.target),
         &arguments.assignments,
-        &[("client_running_secs", "3"), ("server_running_secs", "60")],
+        &[
+            ("client_running_secs", "3"),
+            ("server_running_secs", "60"),
+            ("thread_count", "8"),
+            ("window", "8"),
+        ],
         &arguments.template,
         &arguments.out,
     )?;

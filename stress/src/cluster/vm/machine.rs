@@ -99,9 +99,10 @@ impl Plan {
             let tap = network::tap(self.number);
             qemu.arg("-netdev")
                 .arg(format!("tap,id=net,ifname={tap},script=no,downscript=no"));
+            // The longest ring that there is: datagrams that find no place in it are lost.
             let (mac, mtu) = (network::mac(self.number), self.link_mtu);
             qemu.arg("-device").arg(format!(
-                "virtio-net-pci,netdev=net,mac={mac},host_mtu={mtu},speed=10000,duplex=full,romfile="
+                "virtio-net-pci,rx_queue_size=1024,netdev=net,mac={mac},host_mtu={mtu},speed=10000,duplex=full,romfile="
             ));
         }
         qemu
