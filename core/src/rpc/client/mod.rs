@@ -78,6 +78,8 @@ pub struct Client<'a> {
     /// Where the search for the next slot to send for begins, so that a long message does not hold
     /// up the others.
     turn: u32,
+    /// Parts that it has sent in its turn.
+    sent_in_turn: u16,
     /// How many datagrams are unanswered.
     in_flight: u16,
     /// Never starts anew, not even with a new session: should the server still have the old one,
@@ -127,6 +129,7 @@ impl<'a> Client<'a> {
             ready: 0,
             window: 0,
             turn: 0,
+            sent_in_turn: 0,
             in_flight: 0,
             last_request: 0,
             trip: RoundTrip::new(config.rto_initial_ns, config.rto_min_ns, config.rto_max_ns),
@@ -255,8 +258,15 @@ impl<'a> Client<'a> {
         let (outgoing, last) = place.send(now_ns, room, &self.trip);
         if last {
             self.ready &= !(1_u64.wrapping_shl(slot));
+        } else {
+            self.sent_in_turn = self.sent_in_turn.wrapping_add(1);
         }
-        self.turn = slot.wrapping_add(1) & 63;
+        // A message that fits the credits goes as a whole: its parts share answers then. Longer ones take turns.
+        self.turn = slot;
+        if last || self.sent_in_turn >= self.granted.credits {
+            self.sent_in_turn = 0;
+            self.turn = slot.wrapping_add(1) & 63;
+        }
         self.calls_at_ns = self.calls_at_ns.min(place.resend_at_ns);
         let slot = slot as u16;
         let mut fields = Header {
