@@ -155,6 +155,8 @@ impl Fabric for ShmClient {
         for _ in 0..self.looks {
             match self.receiver.pop(&mut *self.words) {
                 Ok(Some(len)) => {
+                    // A reply makes room for the next call.
+                    self.sender.prepare();
                     // Where there is no more, the caller has something to do.
                     self.looks = 1;
                     let datagram = self.words.as_bytes().get(..len).unwrap_or_default();

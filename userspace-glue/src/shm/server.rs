@@ -157,6 +157,8 @@ impl ShmServer {
             let id = *self.live.get(self.turn)?;
             if let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) {
                 if let Ok(Some(len)) = peer.receiver.pop(&mut *self.words) {
+                    // It will most likely be answered at once.
+                    peer.sender.prepare();
                     self.left -= 1;
                     // Where there is no more, the caller has something to do.
                     self.looks = 1;
@@ -182,6 +184,7 @@ impl ShmServer {
             };
             match popped {
                 Ok(Some(len)) => {
+                    peer.sender.prepare();
                     self.left -= 1;
                     self.looks = 1;
                     return Some((id, len));
