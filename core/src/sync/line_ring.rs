@@ -18,6 +18,9 @@
 //! our own; a length is checked before it is used; a stamp that is wrong is a line that has not come; and a number of
 //! consumed lines that cannot be is a ring that is full.
 
+mod words;
+
+use self::words::{read_common, read_lead, read_lines, words_of, write_lead, write_words};
 use super::prefetch;
 use super::primitive::{fence, AtomicU64, Ordering};
 
@@ -46,8 +49,15 @@ pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
 /// Their bytes.
 const LEAD_LEN: usize = LEAD_WORDS * WORD;
 
-/// A payload that takes no more than two lines together with a header.
-const SHORT: usize = (2 * DATA_WORDS - LEAD_WORDS) * WORD;
+/// The first words that the commonest datagrams leave out, a bit each: in calls of one kind the request's number and the word
+/// with its slot are new each time, and the others seldom are.
+const COMMON: u64 = if cfg!(rdma_loom) { 0 } else { 0b01011 };
+
+/// How many first words travel then.
+const COMMON_LEAD: usize = LEAD_WORDS - COMMON.count_ones() as usize;
+
+/// How many words of a payload there is room for beside them in one line.
+const COMMON_PAYLOAD: usize = DATA_WORDS - COMMON_LEAD;
 
 // All first words lie in the first line.
 const _: () = assert!(LEAD_WORDS <= DATA_WORDS);
@@ -188,39 +198,61 @@ impl<M: Memory> Sender<M> {
         }
     }
 
+    /// A datagram will be sent soon: its line is asked for, which the receiver may have fetched by looking at it, so that it is
+    /// this end's own by then.
+    #[inline(always)]
+    pub fn prepare(&self) {
+        prefetch::to_write(line(self.memory.lines(), self.next));
+    }
+
     /// Sends a datagram of `header` and, after it, `payload`. The receiver can see it at once, if it is looking.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
-        let taken = self.next.wrapping_sub(self.consumed_seen);
-        let size = self.memory.lines().len() as u64;
-        match (header.try_into(), payload.len()) {
-            (Ok(lead), 0..=SHORT) if taken.wrapping_add(2) <= size => {
-                self.push_short(lead, payload)
-            }
+        match header.try_into() {
+            Ok(lead) if self.push_common(lead, payload) => Ok(()),
             _ => self.push_any(header, payload),
         }
     }
 
-    /// Sends a datagram that takes two lines at most, for which there is room.
+    /// Sends a datagram that takes one line and leaves out the [`COMMON`] words and no others, if this can be one. Almost without
+    /// a choice, as it is on the way of every small call, twice.
     #[inline(always)]
-    fn push_short(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> Result<(), NoRoom> {
-        let Some(first) = line(self.memory.lines(), self.next) else {
-            return Err(NoRoom);
+    fn push_common(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> bool {
+        let taken = self.next.wrapping_sub(self.consumed_seen);
+        let lines = self.memory.lines();
+        let lead = words_of(lead);
+        let mut others = 0;
+        for (index, (word, last)) in lead.iter().zip(&self.last).enumerate() {
+            if COMMON >> index & 1 != 0 {
+                others |= word ^ last;
+            }
+        }
+        if others != 0 || taken >= lines.len() as u64 || payload.len() > COMMON_PAYLOAD * WORD {
+            return false;
+        }
+        let Some(first) = line(lines, self.next) else {
+            return false;
         };
         #[cfg(rdma_loom)]
         first.witness.with_mut(|_| ());
         let mut places = first.data.iter();
-        let left_out = write_lead(&mut places, &mut self.last, &words_of(lead));
-        let kind = left_out << LEN_BITS | LEAD_LEN.wrapping_add(payload.len()) as u64;
-        let places = places.as_slice();
-        if payload.len() <= places.len().wrapping_mul(WORD) {
-            write_words(places, payload);
-            self.publish(kind, 1);
-        } else {
-            self.write_long(places.len(), kind, payload);
-            self.publish(kind, 2);
+        for (index, (&word, last)) in lead.iter().zip(&mut self.last).enumerate() {
+            if COMMON >> index & 1 == 0 {
+                *last = word;
+                if let Some(place) = places.next() {
+                    // Relaxed, as all words: the first line's stamp publishes them.
+                    place.store(word, Ordering::Relaxed);
+                }
+            }
         }
-        Ok(())
+        write_words(places.as_slice(), payload);
+        let len = LEAD_LEN.wrapping_add(payload.len());
+        let said = stamp(self.next, COMMON << LEN_BITS | len as u64);
+        // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
+        first.stamp.store(said, Ordering::Release);
+        prefetch::to_write(line(lines, self.next.wrapping_add(WRITE_AHEAD)));
+        self.next = self.next.wrapping_add(1);
+        true
     }
 
     /// Sends a datagram of any length with a header of any length.
@@ -380,15 +412,39 @@ impl<M: Memory> Receiver<M> {
         };
         // Acquire: pairs with the Release in `Sender::push`, so that all lines were written before they are read.
         let said = first.stamp.load(Ordering::Acquire);
-        if said != stamp(self.next, kind_of(said)) {
+        let kind = said.wrapping_sub(stamp(self.next, 0));
+        if kind > kind_of(u64::MAX) {
             self.found = false;
             return Ok(None);
         }
-        let len = (said & MAX_LEN as u64) as usize;
+        // A length that is shorter than a header or longer than a line is out of the ordinary, if it is one at all.
+        let len = (kind & MAX_LEN as u64) as usize;
+        let payload_len = len.wrapping_sub(LEAD_LEN);
+        let place = words.first_chunk_mut::<{ LEAD_WORDS + COMMON_PAYLOAD }>();
+        match place {
+            Some(place) if kind >> LEN_BITS == COMMON && payload_len <= COMMON_PAYLOAD * WORD => {
+                read_common(first, &mut self.last, place);
+                #[cfg(rdma_loom)]
+                first.witness.with(|_| ());
+                self.taken(1);
+                Ok(Some(len))
+            }
+            _ => self.pop_any(kind, words),
+        }
+    }
+
+    /// Copies a datagram of any kind that has come.
+    #[inline(never)]
+    fn pop_any(&mut self, kind: u64, words: &mut [u64]) -> Result<Option<usize>, Broken> {
+        let lines = self.memory.lines();
+        let Some(first) = line(lines, self.next) else {
+            return Ok(None);
+        };
+        let len = (kind & MAX_LEN as u64) as usize;
         let Some(words) = words.get_mut(..len.div_ceil(WORD)) else {
             return Err(Broken { len });
         };
-        let left_out = kind_of(said) >> LEN_BITS;
+        let left_out = kind >> LEN_BITS;
         let mut places = first.data.iter();
         let rest = match words.split_first_chunk_mut::<LEAD_WORDS>() {
             Some((lead, rest)) => {
@@ -415,20 +471,27 @@ impl<M: Memory> Receiver<M> {
             }
             read_lines(lines, self.next.wrapping_add(1), elsewhere);
         }
-        self.next = self.next.wrapping_add(count as u64);
+        self.taken(count as u64);
+        Ok(Some(len))
+    }
+
+    /// So many lines have been read.
+    #[inline(always)]
+    fn taken(&mut self, count: u64) {
+        self.next = self.next.wrapping_add(count);
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
         consumed.store(self.next, Ordering::Release);
         if self.found {
+            let lines = self.memory.lines();
             let ahead = self.next.wrapping_add(READ_AHEAD);
             match count {
                 1 => prefetch::to_read(line(lines, ahead.wrapping_sub(1))),
-                _ => (1..=READ_AHEAD.min(count as u64))
+                _ => (1..=READ_AHEAD.min(count))
                     .for_each(|back| prefetch::to_read(line(lines, ahead.wrapping_sub(back)))),
             }
         }
         self.found = true;
-        Ok(Some(len))
     }
 
     /// Whether the awaited line has been written.
@@ -466,100 +529,6 @@ impl<M: Memory> Receiver<M> {
 #[inline(always)]
 fn line(lines: &[Line], number: u64) -> Option<&Line> {
     lines.get(number as usize & lines.len().wrapping_sub(1))
-}
-
-/// Writes those of a datagram's first words that are not the last datagram's; which ones are left out, a bit each.
-#[inline(always)]
-fn write_lead(
-    places: &mut core::slice::Iter<'_, AtomicU64>,
-    last: &mut [u64; LEAD_WORDS],
-    words: &[u64],
-) -> u64 {
-    let mut left_out = 0;
-    for (index, (&word, last)) in words.iter().zip(last).enumerate() {
-        let same = word == *last;
-        left_out |= u64::from(same) << index;
-        if !same {
-            *last = word;
-            if let Some(place) = places.next() {
-                // Relaxed, as all words: the first line's stamp publishes them.
-                place.store(word, Ordering::Relaxed);
-            }
-        }
-    }
-    left_out
-}
-
-/// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.
-#[inline(always)]
-fn read_lead(
-    places: &mut core::slice::Iter<'_, AtomicU64>,
-    left_out: u64,
-    last: &mut [u64; LEAD_WORDS],
-    words: &mut [u64],
-) {
-    for (index, (word, last)) in words.iter_mut().zip(last).enumerate() {
-        if left_out >> index & 1 == 0 {
-            if let Some(place) = places.next() {
-                // Relaxed, as all words: the stamp has published them. Should the sender write at the same time, the word is
-                // one that it wrote.
-                *last = place.load(Ordering::Relaxed);
-            }
-        }
-        *word = *last;
-    }
-}
-
-/// Reads what a datagram has in the lines from `number` on.
-#[inline(never)]
-fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
-    for (words, ahead) in words.chunks_mut(DATA_WORDS).zip(0..) {
-        if let Some(line) = line(lines, number.wrapping_add(ahead)) {
-            for (word, place) in words.iter_mut().zip(&line.data) {
-                *word = place.load(Ordering::Relaxed);
-            }
-            #[cfg(rdma_loom)]
-            line.witness.with(|_| ());
-        }
-    }
-}
-
-/// The words of a header of the common length.
-#[inline(always)]
-fn words_of(lead: &[u8; LEAD_LEN]) -> [u64; LEAD_WORDS] {
-    core::array::from_fn(|index| {
-        let bytes = lead.get(index.wrapping_mul(WORD)..).unwrap_or_default();
-        bytes
-            .first_chunk()
-            .map_or(0, |&word| u64::from_ne_bytes(word))
-    })
-}
-
-/// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
-#[inline(always)]
-fn write_words(places: &[AtomicU64], bytes: &[u8]) {
-    let words = bytes.chunks_exact(WORD);
-    let (whole, rest) = (words.len(), words.remainder());
-    for (place, word) in places.iter().zip(words) {
-        if let Some(&word) = word.first_chunk() {
-            place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
-        }
-    }
-    if !rest.is_empty() {
-        if let Some(place) = places.get(whole) {
-            place.store(last_word(rest), Ordering::Relaxed);
-        }
-    }
-}
-
-/// Fewer bytes than a word has, filled up with zeros.
-#[inline(never)]
-fn last_word(bytes: &[u8]) -> u64 {
-    let mut word = [0; WORD];
-    for (to, from) in word.iter_mut().zip(bytes) {
-        *to = *from;
-    }
-    u64::from_ne_bytes(word)
 }
 
 #[cfg(all(test, not(rdma_loom)))]

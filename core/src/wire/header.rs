@@ -230,15 +230,22 @@ impl Header {
     }
 
     /// Writes the header to the start of `datagram` and leaves the rest as it is.
-    ///
-    /// By words, though the fields are shorter: who sends the header at once reads it by words, and a processor hands on what
-    /// lies in its store buffer only to a load that one store covers.
     #[inline]
     pub fn emit(&self, datagram: &mut [u8]) -> Result<(), BufferTooSmall> {
         let have = datagram.len();
         let Some(bytes) = datagram.first_chunk_mut::<LEN>() else {
             return Err(BufferTooSmall { need: LEN, have });
         };
+        *bytes = self.bytes();
+        Ok(())
+    }
+
+    /// The header's bytes.
+    ///
+    /// By words, though the fields are shorter: who sends the header at once reads it by words, and a processor hands on what
+    /// lies in its store buffer only to a load that one store covers.
+    #[inline(always)]
+    pub fn bytes(&self) -> [u8; LEN] {
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let [magic_low, magic_high] = MAGIC.to_le_bytes();
         let start = u32::from_le_bytes([magic_low, magic_high, VERSION, self.kind as u8]);
@@ -250,12 +257,13 @@ impl Header {
             pair(self.code, self.message_len_bytes),
             pair(self.offset_bytes, end),
         ];
-        for (bytes, word) in bytes.chunks_exact_mut(size_of::<u64>()).zip(words) {
+        let mut header = [0; LEN];
+        for (bytes, word) in header.chunks_exact_mut(size_of::<u64>()).zip(words) {
             if let Some(bytes) = bytes.first_chunk_mut() {
                 *bytes = word.to_le_bytes();
             }
         }
-        Ok(())
+        header
     }
 }
 

@@ -156,7 +156,7 @@ impl<F: Fabric> Calling<F> {
             header: [0; MAX_CONTROL_LEN],
             granted,
         };
-        calling.transmit_now_and_then()?;
+        calling.transmit()?;
         calling.fabric.flush()?;
         Ok(calling)
     }
@@ -180,32 +180,59 @@ impl<F: Fabric> Calling<F> {
     /// Begins a call, which leaves with the next [`Calling::flush`] or [`Calling::work`] at the latest.
     #[inline(always)]
     pub fn start(&mut self, rpc_id: u32, request: &[u8]) -> Result<CallId, NotBegun> {
-        if self.link == Link::Gone {
-            return Err(NotBegun::Gone);
-        }
         if self.outstanding == 0 {
             // Nothing is timed, and it may have been long since the clock was read.
             self.clock.skip();
         }
         let now_ns = self.clock.now_ns();
-        let len = request.len();
-        let request_len = u32::try_from(len).unwrap_or(u32::MAX);
+        let request_len = u32::try_from(request.len()).unwrap_or(u32::MAX);
+        let fabric = &mut self.fabric;
+        let begun = self.core.with_dependent_mut(|_, core| {
+            core.call_whole(now_ns, rpc_id, request_len, |_, header| {
+                fabric.send(SERVER, header, request)
+            })
+        });
+        let Some((id, slot, sent)) = begun else {
+            return self.start_any(rpc_id, request, request_len);
+        };
+        let call = CallId { request: id, slot };
+        self.keep(call, request);
+        sent.map_err(NotBegun::Fabric)?;
+        Ok(call)
+    }
+
+    /// [`Calling::start`] for a request of several datagrams, or while others wait to be sent, or when it cannot be begun.
+    #[inline(never)]
+    fn start_any(
+        &mut self,
+        rpc_id: u32,
+        request: &[u8],
+        request_len: u32,
+    ) -> Result<CallId, NotBegun> {
+        if self.link == Link::Gone {
+            return Err(NotBegun::Gone);
+        }
+        let now_ns = self.clock.now_ns();
         let begun = self.core.with_dependent_mut(|_, core| {
             let slot = core.free_slot().ok_or(CallError::SlotInUse)?;
             let id = core.call(now_ns, slot, rpc_id, request_len)?;
             Ok(CallId { request: id, slot })
         });
-        let call = begun.map_err(|error| self.not_begun(&error, len))?;
+        let call = begun.map_err(|error| self.not_begun(&error, request.len()))?;
+        self.keep(call, request);
+        self.transmit().map_err(NotBegun::Fabric)?;
+        Ok(call)
+    }
+
+    /// Keeps a request in case that it must be sent again.
+    #[inline(always)]
+    fn keep(&mut self, call: CallId, request: &[u8]) {
         self.outstanding += 1;
-        let sent = self.transmit(Some((call.slot, request)));
-        // Kept in case that it must be sent again, once it is on its way.
         if let Some(buffers) = self.buffers.get_mut(call.slot()) {
             buffers.request.clear();
             buffers.request.extend_from_slice(request);
             buffers.call = Some(call.request);
         }
-        sent.map_err(NotBegun::Fabric)?;
-        Ok(call)
     }
 
     #[cold]
@@ -222,10 +249,9 @@ impl<F: Fabric> Calling<F> {
         }
     }
 
-    /// Sends what there is to send; it leaves at the next flush. The request of a call that was just begun is where its caller
-    /// has it.
-    #[inline(always)]
-    fn transmit(&mut self, begun: Option<(u16, &[u8])>) -> Result<(), FabricError> {
+    /// Sends what there is to send; it leaves at the next flush.
+    #[inline(never)]
+    fn transmit(&mut self) -> Result<(), FabricError> {
         let now_ns = self.clock.now_ns();
         loop {
             let header = &mut self.header;
@@ -237,24 +263,13 @@ impl<F: Fabric> Calling<F> {
             };
             let payload = transmit.payload.and_then(|payload| {
                 let range = payload.range.start as usize..payload.range.end as usize;
-                match begun {
-                    Some((slot, request)) if slot == payload.slot => request.get(range),
-                    _ => {
-                        let buffers = self.buffers.get(usize::from(payload.slot));
-                        buffers?.request.get(range)
-                    }
-                }
+                let buffers = self.buffers.get(usize::from(payload.slot));
+                buffers?.request.get(range)
             });
             let header = self.header.get(..transmit.header_len).unwrap_or_default();
             self.fabric
                 .send(SERVER, header, payload.unwrap_or_default())?;
         }
-    }
-
-    /// The same, where it is seldom done.
-    #[inline(never)]
-    fn transmit_now_and_then(&mut self) -> Result<(), FabricError> {
-        self.transmit(None)
     }
 
     /// Lets what was begun leave.
@@ -282,8 +297,8 @@ impl<F: Fabric> Calling<F> {
             self.look_for_the_server();
             self.clock.idle()
         };
-        if handled > 0 {
-            self.transmit(None)?;
+        if handled > 0 && self.core.with_dependent(|_, core| core.has_to_transmit()) {
+            self.transmit()?;
         }
         if read {
             self.time_out(&mut ended)?;
@@ -417,7 +432,7 @@ impl<F: Fabric> Calling<F> {
                 None => break,
             }
         }
-        self.transmit_now_and_then()?;
+        self.transmit()?;
         self.fabric.flush()
     }
 
@@ -449,7 +464,7 @@ impl<F: Fabric> Calling<F> {
     pub fn close(&mut self) -> Result<(), FabricError> {
         self.core.with_dependent_mut(|_, core| core.disconnect());
         self.link = Link::Gone;
-        self.transmit_now_and_then()?;
+        self.transmit()?;
         self.fabric.flush()
     }
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use mitosis_core::rpc::server::{
-    Action, Counters, PeerId, Request, Server as Core, ServerConfig, ServerSlot, Session,
-    Transmission, ANSWER_LEN,
+    Action, Counters, Dispatched, PeerId, Request, Server as Core, ServerConfig, ServerSlot,
+    Session, Transmission, ANSWER_LEN,
 };
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{Datagram, ErrorCode, Header, Message};
@@ -184,21 +184,15 @@ impl<F: Fabric> Serving<F> {
             .with_dependent_mut(|_, core| core.handle_whole(now_ns, from, datagram));
         if let Some(request) = whole {
             let result = answer(&request, handlers, slots);
-            let sent = self
-                .core
-                .with_dependent_mut(|_, core| core.complete(&request.dispatched, result, out));
-            if let Some(sent) = sent {
-                self.send_replies(&sent)?;
-            }
-            self.release_closed();
-            return Ok(true);
+            let dispatched = request.dispatched;
+            return self.reply(&dispatched, result);
         }
         let next = self.core.with_dependent_mut(|_, core| {
             let action = core.handle_any(now_ns, from, datagram, out);
             decide(core, action, handlers, slots, out)
         });
         match next {
-            Next::Reply(sent) => self.send_saved(&sent)?,
+            Next::Reply(sent) => self.send_replies(&sent)?,
             Next::Answer(len) => self.fabric.send(from, &self.out[..len], &[])?,
             Next::Opened(len) => self.meet(from, len)?,
             Next::Nothing => {}
@@ -207,7 +201,46 @@ impl<F: Fabric> Serving<F> {
         Ok(true)
     }
 
+    /// A handler has put its result into the request's slot.
     #[inline(always)]
+    fn reply(
+        &mut self,
+        request: &Dispatched,
+        result: Result<u32, ErrorCode>,
+    ) -> Result<bool, FabricError> {
+        if let Ok(len) = result {
+            let whole = self
+                .core
+                .with_dependent_mut(|_, core| core.complete_whole(request, len));
+            if let Some((peer, header)) = whole {
+                let slot = self.slots.get(request.slot_index);
+                let payload = slot.and_then(|slot| slot.reply.get(..len as usize));
+                self.fabric
+                    .send(peer, &header, payload.unwrap_or_default())?;
+                return Ok(true);
+            }
+        }
+        self.reply_any(request, result)
+    }
+
+    /// [`Serving::reply`], where that is an error or takes more than a datagram.
+    #[inline(never)]
+    fn reply_any(
+        &mut self,
+        request: &Dispatched,
+        result: Result<u32, ErrorCode>,
+    ) -> Result<bool, FabricError> {
+        let out = &mut self.out;
+        let sent = self
+            .core
+            .with_dependent_mut(|_, core| core.complete(request, result, out));
+        if let Some(sent) = sent {
+            self.send_replies(&sent)?;
+        }
+        self.release_closed();
+        Ok(true)
+    }
+
     fn send_reply(&mut self, sent: &Transmission) -> Result<(), FabricError> {
         let header = self.out.get(..sent.header_len).unwrap_or_default();
         let range = sent.payload.start as usize..sent.payload.end as usize;
@@ -217,19 +250,13 @@ impl<F: Fabric> Serving<F> {
             .send(sent.peer, header, payload.unwrap_or_default())
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn send_replies(&mut self, first: &Transmission) -> Result<(), FabricError> {
         self.send_reply(first)?;
         if first.more {
             self.send_more()?;
         }
         Ok(())
-    }
-
-    /// [`Serving::send_replies`], where it is seldom done.
-    #[inline(never)]
-    fn send_saved(&mut self, first: &Transmission) -> Result<(), FabricError> {
-        self.send_replies(first)
     }
 
     #[inline(never)]

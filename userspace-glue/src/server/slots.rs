@@ -73,10 +73,19 @@ impl Slots {
     #[inline(always)]
     pub fn reply<T>(&mut self, index: u32, write: impl FnOnce(&mut SlotBuffers) -> T) -> Option<T> {
         let slot = self.slots.get_mut(index as usize)?;
-        let before = large(&slot.reply);
+        let before = slot.reply.capacity();
         let written = write(slot);
-        self.taken = self.taken + large(&slot.reply) - before;
+        let after = slot.reply.capacity();
+        if after != before {
+            self.resized(before, after);
+        }
         Some(written)
+    }
+
+    #[cold]
+    fn resized(&mut self, before: usize, after: usize) {
+        let counted = |capacity: usize| capacity.saturating_sub(SMALL);
+        self.taken = self.taken + counted(after) - counted(before);
     }
 
     /// The session is over: what it had of the budget is given back.

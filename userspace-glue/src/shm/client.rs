@@ -9,6 +9,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
+use super::first_look::FirstLook;
 use super::greeting::{self, Answer, Status};
 use super::name;
 use super::segment::{self, NotASegment, Ring, Rings};
@@ -36,6 +37,7 @@ pub struct ShmClient {
     sent: bool,
     /// How often the ring is to be looked at.
     looks: u32,
+    first_look: FirstLook,
     polls: u32,
     /// The server has closed its end; what it had sent is still received.
     closing: bool,
@@ -118,6 +120,7 @@ impl ShmClient {
             words: words(),
             sent: false,
             looks: POLLS,
+            first_look: FirstLook::default(),
             polls: 0,
             closing: false,
             drained: false,
@@ -152,9 +155,18 @@ impl Fabric for ShmClient {
 
     #[inline(always)]
     fn receive(&mut self) -> Result<Option<Arrival<'_>>, FabricError> {
-        for _ in 0..self.looks {
+        let first = self.first_look.wait();
+        if first {
+            self.looks = POLLS;
+        }
+        for look in 0..self.looks {
             match self.receiver.pop(&mut *self.words) {
                 Ok(Some(len)) => {
+                    if first {
+                        self.first_look.found(look == 0);
+                    }
+                    // A reply makes room for the next call.
+                    self.sender.prepare();
                     // Where there is no more, the caller has something to do.
                     self.looks = 1;
                     let datagram = self.words.as_bytes().get(..len).unwrap_or_default();
@@ -179,7 +191,10 @@ impl Fabric for ShmClient {
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError> {
         if to == SERVER && !self.closing {
             match self.sender.push(header, payload) {
-                Ok(()) => self.sent = true,
+                Ok(()) => {
+                    self.sent = true;
+                    self.first_look.sent();
+                }
                 Err(_) => self.dropped += 1,
             }
         }

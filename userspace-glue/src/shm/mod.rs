@@ -17,6 +17,7 @@
 //! not noticed before the child's.
 
 mod client;
+mod first_look;
 #[cfg(feature = "fuzzing")]
 mod fuzzing;
 mod greeting;

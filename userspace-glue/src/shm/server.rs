@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{accept_with, SocketFlags};
 use zerocopy::IntoBytes;
 
+use super::first_look::FirstLook;
 use super::greeting::{self, Status};
 use super::name::{self, Held};
 use super::segment::{self, Ring};
@@ -103,6 +104,7 @@ pub struct ShmServer {
     left: u32,
     /// How many rings are to be looked at, at least.
     looks: usize,
+    first_look: FirstLook,
     strangers: Vec<Option<Stranger>>,
     gone: VecDeque<PeerId>,
     sent: Vec<PeerId>,
@@ -133,6 +135,7 @@ impl ShmServer {
             turn: 0,
             left: TURN,
             looks: POLLS,
+            first_look: FirstLook::default(),
             strangers: Vec::new(),
             gone: VecDeque::new(),
             sent: Vec::with_capacity(peers),
@@ -153,10 +156,12 @@ impl ShmServer {
     /// The next datagram of whoever's turn it is: its sender and its length.
     #[inline(always)]
     fn next(&mut self) -> Option<(PeerId, usize)> {
-        if self.left > 0 {
+        if self.left > 0 && !self.first_look.is_due() {
             let id = *self.live.get(self.turn)?;
             if let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) {
                 if let Ok(Some(len)) = peer.receiver.pop(&mut *self.words) {
+                    // It will most likely be answered at once.
+                    peer.sender.prepare();
                     self.left -= 1;
                     // Where there is no more, the caller has something to do.
                     self.looks = 1;
@@ -171,6 +176,10 @@ impl ShmServer {
     #[inline(never)]
     fn next_of_all(&mut self) -> Option<(PeerId, usize)> {
         let mut looked_at = 0;
+        let first = self.first_look.wait();
+        if first {
+            self.looks = POLLS;
+        }
         while looked_at < self.live.len().max(self.looks) {
             let id = *self.live.get(self.turn)?;
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
@@ -182,6 +191,10 @@ impl ShmServer {
             };
             match popped {
                 Ok(Some(len)) => {
+                    if first {
+                        self.first_look.found(looked_at < self.live.len());
+                    }
+                    peer.sender.prepare();
                     self.left -= 1;
                     self.looks = 1;
                     return Some((id, len));
@@ -439,6 +452,9 @@ impl Fabric for ShmServer {
 
     #[inline(always)]
     fn flush(&mut self) -> Result<(), FabricError> {
+        if !self.sent.is_empty() {
+            self.first_look.sent();
+        }
         while let Some(id) = self.sent.pop() {
             if let Some(peer) = self.peer(id) {
                 peer.sent = false;

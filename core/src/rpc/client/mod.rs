@@ -16,13 +16,14 @@ mod event;
 mod handshake;
 mod rtt;
 mod timers;
+mod whole;
 
 use self::call::{Outgoing, Room};
 use self::rtt::RoundTrip;
 use super::Rejected;
 use crate::session::{SessionId, MAX_SLOTS};
 use crate::wire::{
-    offered_datagram_len, Datagram, Glance, Header, Kind, Message, Part, Refusal, Tag, HEADER_LEN,
+    offered_datagram_len, Datagram, Header, Kind, Message, Part, Refusal, Tag, HEADER_LEN,
     MAX_CONTROL_LEN, MAX_MESSAGE,
 };
 
@@ -325,40 +326,6 @@ impl<'a> Client<'a> {
             payload: HEADER_LEN..HEADER_LEN.wrapping_add(len),
             complete: true,
         }))
-    }
-
-    /// [`Client::handle_datagram`] for the commonest of them: the answer to a call whose request and
-    /// reply are a datagram each. `None` for any other, of which nothing has been taken in then;
-    /// [`Client::handle_any`] takes it.
-    #[inline(always)]
-    pub fn handle_whole<'d>(&mut self, now_ns: u64, datagram: &'d [u8]) -> Option<WholeReply<'d>> {
-        let reply = Glance::whole(datagram, Kind::Reply)?;
-        let slot = reply.slot();
-        let mask = bit(slot);
-        let place = self.slots.get_mut(usize::from(slot))?;
-        let len = reply.payload.len() as u32;
-        if self.busy & mask == 0
-            || reply.request() != place.request
-            || reply.session() != self.session
-            || reply.code() != 0
-            || len > self.granted.part_len()
-            || len > self.granted.max_message_len
-        {
-            return None;
-        }
-        let credits = place.answer(now_ns, &mut self.trip)?;
-        self.in_flight = self.in_flight.wrapping_sub(credits);
-        self.heard = true;
-        self.busy &= !mask;
-        self.ready &= !mask;
-        if self.busy == 0 {
-            self.rest(now_ns);
-        }
-        Some(WholeReply {
-            request: RequestId(reply.request()),
-            slot,
-            payload: reply.payload,
-        })
     }
 
     /// [`Client::handle_datagram`] for those that [`Client::handle_whole`] has not taken.

@@ -71,12 +71,18 @@ enum Operation {
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let bytes = |most| proptest::collection::vec(any::<u8>(), 0..most);
+    // A header that differs from the last one as that of the same call does.
+    let alike = (any::<[u8; 2]>(), bytes(60)).prop_map(|([number, slot], payload)| {
+        let mut header = vec![6; 40];
+        (header[16], header[38]) = (number, slot % 4);
+        Operation::Push(header, payload)
+    });
     let operation = prop_oneof![
-        (bytes(100), bytes(100)).prop_map(|(header, payload)| Operation::Push(header, payload)),
-        (proptest::collection::vec(6..8_u8, 40), bytes(300))
+        3 => alike,
+        1 => (bytes(100), bytes(100)).prop_map(|(header, payload)| Operation::Push(header, payload)),
+        1 => (proptest::collection::vec(6..8_u8, 40), bytes(300))
             .prop_map(|(header, payload)| Operation::Push(header, payload)),
-        Just(Operation::Pop),
-        Just(Operation::Pop),
+        4 => Just(Operation::Pop),
     ];
     proptest::collection::vec(operation, 0..100)
 }

@@ -1,0 +1,120 @@
+//! A datagram's words, in the lines of a ring and out of them.
+
+use super::{line, Line, COMMON, COMMON_PAYLOAD, DATA_WORDS, LEAD_LEN, LEAD_WORDS, WORD};
+use crate::sync::primitive::{AtomicU64, Ordering};
+
+/// Writes those of a datagram's first words that are not the last datagram's; which ones are left out, a bit each.
+#[inline(always)]
+pub(super) fn write_lead(
+    places: &mut core::slice::Iter<'_, AtomicU64>,
+    last: &mut [u64; LEAD_WORDS],
+    words: &[u64],
+) -> u64 {
+    let mut left_out = 0;
+    for (index, (&word, last)) in words.iter().zip(last).enumerate() {
+        let same = word == *last;
+        left_out |= u64::from(same) << index;
+        if !same {
+            *last = word;
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the first line's stamp publishes them.
+                place.store(word, Ordering::Relaxed);
+            }
+        }
+    }
+    left_out
+}
+
+/// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.
+#[inline(always)]
+pub(super) fn read_lead(
+    places: &mut core::slice::Iter<'_, AtomicU64>,
+    left_out: u64,
+    last: &mut [u64; LEAD_WORDS],
+    words: &mut [u64],
+) {
+    for (index, (word, last)) in words.iter_mut().zip(last).enumerate() {
+        if left_out >> index & 1 == 0 {
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the stamp has published them. Should the sender write at the same time, the word is
+                // one that it wrote.
+                *last = place.load(Ordering::Relaxed);
+            }
+        }
+        *word = *last;
+    }
+}
+
+/// Reads a datagram that leaves out the [`COMMON`] words, with all the payload that there is room for in its line.
+#[inline(always)]
+pub(super) fn read_common(
+    first: &Line,
+    last: &mut [u64; LEAD_WORDS],
+    words: &mut [u64; LEAD_WORDS + COMMON_PAYLOAD],
+) {
+    let mut places = first.data.iter();
+    let (lead, rest) = words.split_at_mut(LEAD_WORDS);
+    for (index, (word, last)) in lead.iter_mut().zip(last).enumerate() {
+        if COMMON >> index & 1 == 0 {
+            if let Some(place) = places.next() {
+                *last = place.load(Ordering::Relaxed);
+            }
+        }
+        *word = *last;
+    }
+    for (word, place) in rest.iter_mut().zip(places) {
+        *word = place.load(Ordering::Relaxed);
+    }
+}
+
+/// Reads what a datagram has in the lines from `number` on.
+#[inline(never)]
+pub(super) fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
+    for (words, ahead) in words.chunks_mut(DATA_WORDS).zip(0..) {
+        if let Some(line) = line(lines, number.wrapping_add(ahead)) {
+            for (word, place) in words.iter_mut().zip(&line.data) {
+                *word = place.load(Ordering::Relaxed);
+            }
+            #[cfg(rdma_loom)]
+            line.witness.with(|_| ());
+        }
+    }
+}
+
+/// The words of a header of the common length.
+#[inline(always)]
+pub(super) fn words_of(lead: &[u8; LEAD_LEN]) -> [u64; LEAD_WORDS] {
+    core::array::from_fn(|index| {
+        let bytes = lead.get(index.wrapping_mul(WORD)..).unwrap_or_default();
+        bytes
+            .first_chunk()
+            .map_or(0, |&word| u64::from_ne_bytes(word))
+    })
+}
+
+/// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
+#[inline(always)]
+pub(super) fn write_words(places: &[AtomicU64], bytes: &[u8]) {
+    let words = bytes.chunks_exact(WORD);
+    let (whole, rest) = (words.len(), words.remainder());
+    for (place, word) in places.iter().zip(words) {
+        if let Some(&word) = word.first_chunk() {
+            place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
+    }
+    if !rest.is_empty() {
+        if let Some(place) = places.get(whole) {
+            place.store(last_word(rest), Ordering::Relaxed);
+        }
+    }
+}
+
+/// Fewer bytes than a word has, filled up with zeros.
+#[inline(never)]
+fn last_word(bytes: &[u8]) -> u64 {
+    let mut word = [0; WORD];
+    for (to, from) in word.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    u64::from_ne_bytes(word)
+}
