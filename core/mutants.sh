@@ -14,7 +14,7 @@ case $shard in ''|[0-9]*/[0-9]*) ;; *) echo "usage: core/mutants.sh [k/n]" >&2; 
 [ -n "${TMPDIR-}" ] || [ ! -w /dev/shm ] || export TMPDIR=/dev/shm
 
 # A change that makes a test run for ever is caught by the processor time that it takes, however much else runs here.
-export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="prlimit --cpu=60"
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="prlimit --cpu=20"
 # Enough for what a change breaks always; what one of a thousand cases shows is not what is asked for.
 export PROPTEST_CASES="${PROPTEST_CASES:-64}"
 # Parts share what the tests depend on.
