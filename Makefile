@@ -12,6 +12,7 @@ MAKEFLAGS += --no-print-directory
 CARGO ?= $(or $(shell command -v cargo),/usr/bin/cargo)
 export CARGO
 MINUTES ?= 1
+SHARD ?=
 DATAGRAMS ?= 10000000
 # Its runner must be of the library's version, which core/Cargo.toml says.
 GUNGRAUN := 0.18.2
@@ -25,7 +26,7 @@ STRESS = $(CARGO) run --quiet --locked --package mitosis-stress -- $(1) $(ASSIGN
 SETTINGS := CHILD_HOSTS CLIENTS CLUSTER_KEY KERNEL PARENT_GID PARENT_HOST PROJECT_PATH STR_CHILD_HOSTS USER VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
 FROM_ENVIRONMENT := CLIENTS CLUSTER_KEY KERNEL VM_CPUS VM_DEBUG VM_MEMORY VM_MTU
 # For make, cargo and the cluster themselves.
-NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR DATAGRAMS MINUTES MITOSIS_CACHE
+NOT_PARAMETERS := ACCEL ARGUMENTS CARGO CARGO_TARGET_DIR DATAGRAMS MINUTES MITOSIS_CACHE SHARD
 is = $(findstring $(1),$(origin $(2)))
 quoted = '$(subst ','\'',$(1))'
 GIVEN := $(foreach name,$(filter-out $(NOT_PARAMETERS),$(.VARIABLES)),$(if $(call is,command line,$(name)),$(name)))
@@ -150,6 +151,11 @@ test: setup ## everything that CI runs: formatting, lints, tests, module builds,
 fuzz: setup ## fuzz every target for MINUTES=1 each; what is found is left in fuzz/artifacts
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 	@fuzz/all.sh $(MINUTES)
+
+.PHONY: mutants
+mutants: setup ## change the core in each place that cargo-mutants knows, and expect its tests to notice; SHARD=k/n for the k-th of n parts, from 0
+	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
+	@core/mutants.sh $(SHARD)
 
 .PHONY: loom-mutants
 loom-mutants: ## weaken the orderings of core/src/sync one by one, and expect that loom finds each

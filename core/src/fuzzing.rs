@@ -392,6 +392,14 @@ pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
         datagram_len: 256,
         ..connect
     };
+    let for_more = Connect {
+        credits: 0xf3,
+        ..connect
+    };
+    let for_nothing = Connect {
+        max_message_len: 0,
+        ..connect
+    };
     let member = Connect {
         tag: Some(KEY.connect_tag(&connect)),
         ..connect
@@ -438,6 +446,13 @@ pub fn rpc_decode_seeds(each: &mut dyn FnMut(&str, &[u8])) {
     let seeds = [
         ("connect", none, 0, Message::Connect(connect)),
         ("connect-of-another", none, 0, Message::Connect(another)),
+        ("connect-for-more", none, 0, Message::Connect(for_more)),
+        (
+            "connect-for-nothing",
+            none,
+            0,
+            Message::Connect(for_nothing),
+        ),
         ("connect-of-a-member", none, 0, Message::Connect(member)),
         ("accept", session, 0, Message::Accept(accept)),
         ("accept-of-a-member", session, 0, Message::Accept(keyed)),

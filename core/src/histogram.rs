@@ -224,6 +224,18 @@ mod tests {
         assert_eq!(histogram.count(), u64::MAX);
     }
 
+    #[test]
+    fn what_is_cleared_is_as_new() {
+        let mut histogram = Histogram::default();
+        assert!(histogram == Histogram::new());
+        histogram.record(3);
+        histogram.record(70);
+        assert_eq!((histogram.count(), histogram.max_ns()), (2, Some(71)));
+        assert_eq!(std::format!("{histogram:?}"), "{3: 1, 70: 1}");
+        histogram.clear();
+        assert!(histogram == Histogram::new());
+    }
+
     proptest! {
         #[test]
         fn quantiles_are_those_of_the_sorted_values(

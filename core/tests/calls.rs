@@ -3,7 +3,7 @@
 
 mod network;
 
-use mitosis_core::rpc::client::{CallError, Event, RequestId};
+use mitosis_core::rpc::client::{CallError, ClientConfig, Event, RequestId};
 use mitosis_core::rpc::server::{Action, Closed, Server, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
@@ -135,6 +135,35 @@ fn a_lost_reply_is_sent_again_and_not_executed_again() {
         assert_eq!(network.sent(Kind::Request), 3);
         assert_eq!(network.executed.len(), 1);
         assert_eq!(network.server.counters().replays, 2);
+    }
+}
+
+/// By the short way, and a longer one is not.
+#[test]
+fn a_reply_that_fills_its_datagram_or_its_session_is_taken() {
+    let part_len = usize::from(SERVER.datagram_len) - HEADER_LEN;
+    for (max_message_len, len) in [(MAX_MESSAGE, part_len), (100, 100)] {
+        for more in [1, 0] {
+            let mut network = Network::new(1);
+            let place = network.add_client_with(ClientConfig {
+                max_message_len,
+                ..client_config(5)
+            });
+            assert_eq!(network.connect(place), [Event::Connected]);
+            let request = network.start_call(place, ECHO, b"x");
+            let now_ns = network.now_ns;
+            let client = &mut network.peers[place].client;
+            while client
+                .poll_transmit(now_ns, &mut [0; MAX_CONTROL_LEN])
+                .is_some()
+            {}
+            let payload = vec![7; len + more];
+            let message = Message::Reply(Part::whole(&payload));
+            let reply = bytes_of(client.session(), request.0, 0, message);
+            let taken = client.handle_whole(now_ns, &reply);
+            let taken = taken.map(|reply| reply.payload.len());
+            assert_eq!(taken, (more == 0).then_some(len));
+        }
     }
 }
 

@@ -2,14 +2,14 @@
 
 mod network;
 
-use mitosis_core::rpc::client::{Event, RequestId};
+use mitosis_core::rpc::client::{ClientConfig, Event, RequestId};
 use mitosis_core::rpc::server::{
     Action, Closed, Server, ServerConfig, ServerSlot, Session, ANSWER_LEN,
 };
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
-    Accept, Confirm, Datagram, ErrorCode, Kind, Message, Part, Refusal, MAX_CONTROL_LEN,
+    Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Message, Part, Refusal, MAX_CONTROL_LEN,
 };
 use network::{
     bytes_of, client_config, connect_datagram, is_reply, lose, Network, ECHO, MS, SERVER,
@@ -391,6 +391,50 @@ fn a_client_that_connects_again_has_one_session() {
     // A late datagram of the old session does nothing to the new one.
     network.serve(place, &bytes_of(before, 0, 0, Message::Disconnect));
     assert_eq!(network.server.live_sessions(), 1);
+}
+
+#[test]
+fn a_connect_that_asks_for_something_else_does_not_get_the_session_of_another() {
+    let honest = Connect {
+        client_key: 5,
+        client_nonce: client_config(5).nonce + 1,
+        datagram_len: 4096,
+        slots: 8,
+        credits: 8,
+        max_message_len: 1_000_000,
+        tag: None,
+    };
+    let config = ClientConfig {
+        max_message_len: honest.max_message_len,
+        ..client_config(5)
+    };
+    let changes: [fn(&mut Connect); 6] = [
+        |connect| connect.credits += 1,
+        |connect| connect.slots *= 2,
+        |connect| connect.datagram_len = 512,
+        |connect| connect.max_message_len += 1,
+        |connect| connect.max_message_len = 0,
+        |_| {},
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        let mut network = Network::new(4);
+        let place = network.add_client_with(config);
+        let mut other = honest;
+        change(&mut other);
+        let first = bytes_of(SessionId::NONE, 0, 0, Message::Connect(other));
+        // Its answer is lost.
+        let from = network.peers[place].id;
+        let answer = network
+            .server
+            .handle_datagram(0, from, &first, &mut [0; ANSWER_LEN]);
+        assert!(matches!(answer, Action::Answer { .. }), "{answer:?}");
+        assert_eq!(network.connect(place), [Event::Connected], "{index}");
+        assert!(is_reply(&network.call(place, ECHO, &[7; 100])), "{index}");
+        let counters = network.server.counters();
+        let same = u64::from(other == honest);
+        assert_eq!(counters.repeated_connects, same, "{index}");
+        assert_eq!(counters.connects, 2 - same, "{index}");
+    }
 }
 
 #[test]

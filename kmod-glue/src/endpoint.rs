@@ -265,10 +265,8 @@ impl<'a> Endpoint<'a> {
         page: &MappedPage,
         len: usize,
     ) -> Result<Ticket, Errno> {
-        let mut pieces = Pieces::default();
-        pieces.push(page, 0, len);
         let mut burst = self.burst(to);
-        let ticket = burst.queue(&pieces, true)?;
+        let ticket = burst.send_page(page, len, true)?;
         burst.ring()?;
         Ok(ticket)
     }
@@ -293,6 +291,18 @@ impl<'a> Burst<'_, 'a> {
         if let Some((buffer, range)) = payload {
             buffer.gather(range, &mut pieces);
         }
+        self.queue(&pieces, signaled)
+    }
+
+    /// Sends the first `len` bytes of a page of the caller's own, as [`Burst::send`] does.
+    pub fn send_page(
+        &mut self,
+        page: &MappedPage,
+        len: usize,
+        signaled: bool,
+    ) -> Result<Ticket, Errno> {
+        let mut pieces = Pieces::default();
+        pieces.push(page, 0, len);
         self.queue(&pieces, signaled)
     }
 

@@ -269,15 +269,16 @@ impl<'a> Table<'a> {
         found.then_some((session, &mut self.pool))
     }
 
-    /// The live session that this peer opened with this key and nonce.
-    pub(crate) fn find_by_nonce(
-        &self,
-        peer: PeerId,
-        client_key: u64,
-        client_nonce: u64,
-    ) -> Option<(u32, &Session)> {
-        self.chain(peer, client_key)
-            .find(|(_, session)| session.client_nonce == client_nonce)
+    /// The live session that was opened for this, and is no more than it.
+    pub(crate) fn find_opened(&self, wanted: &Wanted) -> Option<(u32, &Session)> {
+        self.chain(wanted.peer, wanted.client_key)
+            .find(|(_, session)| {
+                session.client_nonce == wanted.client_nonce
+                    && session.datagram_len == wanted.datagram_len
+                    && session.max_message_len == wanted.max_message_len
+                    && u16::from(session.slots) <= wanted.slots
+                    && session.credits <= wanted.credits
+            })
     }
 
     /// The live sessions that this peer opened with this key.
@@ -295,7 +296,7 @@ impl<'a> Table<'a> {
             .filter(move |(_, session)| session.peer == peer && session.client_key == client_key)
     }
 
-    /// Opens a half-open session for what [`Table::find_by_nonce`] does not find, and returns its
+    /// Opens a half-open session for what [`Table::find_opened`] does not find, and returns its
     /// index.
     pub(crate) fn open(&mut self, now_ns: u64, wanted: &Wanted) -> Result<u32, Full> {
         let index = self.free;

@@ -227,6 +227,15 @@ mod tests {
     }
 
     #[test]
+    fn bitmaps_travel_with_the_low_byte_first() {
+        let mut words = [U64::ZERO; 8];
+        words[1] = U64::from_bytes([1, 0, 0, 0, 0, 0, 0, 0x80]);
+        let bitmap = native(&words);
+        assert_eq!(bitmap, [0, 1 << 63 | 1, 0, 0, 0, 0, 0, 0]);
+        assert!(has_bit(&bitmap, 64) && has_bit(&bitmap, 127));
+    }
+
+    #[test]
     fn statuses_have_their_numbers() {
         for number in 0..7 {
             assert_eq!(

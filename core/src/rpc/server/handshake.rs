@@ -26,15 +26,6 @@ impl Server<'_> {
             count(&mut self.counters.refused_going_away);
             return self.refuse_connect(ErrorCode::GoingAway, None, nonce, out);
         }
-        if let Some((index, _)) = self.table.find_by_nonce(from, connect.client_key, nonce) {
-            // The Connect or our Accept was lost, doubled or late (wire.md §7.2).
-            count(&mut self.counters.repeated_connects);
-            return self.accept(index, None, out);
-        }
-        if out.len() < ANSWER_LEN {
-            count(&mut self.counters.no_room);
-            return Action::Ignore(Rejected::NoRoom);
-        }
         let wanted = Wanted {
             peer: from,
             client_key: connect.client_key,
@@ -44,6 +35,15 @@ impl Server<'_> {
             slots: connect.slots.min(self.max_slots),
             credits: connect.credits.min(self.max_credits),
         };
+        if let Some((index, _)) = self.table.find_opened(&wanted) {
+            // The Connect or our Accept was lost, doubled or late (wire.md §7.2).
+            count(&mut self.counters.repeated_connects);
+            return self.accept(index, None, out);
+        }
+        if out.len() < ANSWER_LEN {
+            count(&mut self.counters.no_room);
+            return Action::Ignore(Rejected::NoRoom);
+        }
         match self.table.open(now_ns, &wanted) {
             Ok(index) => {
                 count(&mut self.counters.connects);
