@@ -8,6 +8,7 @@ use super::ffi;
 use super::image::Image;
 use super::lost::PageError;
 use super::memory::PageRef;
+use super::process::Process;
 use super::{calls, fork, prepare, resume};
 use crate::errno::Errno;
 use crate::lock::Shared;
@@ -21,9 +22,13 @@ pub extern "C" fn mitosis_client_opened(tgid: i32) -> *mut c_void {
     let Some(fork) = fork() else {
         return core::ptr::null_mut();
     };
+    let Some(process) = Process::caller() else {
+        return core::ptr::null_mut();
+    };
     let client = Owned::new(Client {
         number: fork.clients.admit(),
         tgid,
+        process,
     });
     client.map_or(core::ptr::null_mut(), |client| client.into_raw().cast())
 }
@@ -50,6 +55,7 @@ pub unsafe extern "C" fn mitosis_client_closed(client: *mut c_void) {
     if let Some(client) = unsafe { Owned::<Client>::from_raw(client.cast()) } {
         if let Some(fork) = fork() {
             fork.release_of(client.number);
+            fork.seeds.forget_coming(client.number);
         }
     }
 }
@@ -74,7 +80,7 @@ pub unsafe extern "C" fn mitosis_client_call(
         return Errno::NO_DEVICE.0 as isize;
     };
     let outcome = match Call::of(number, bytes) {
-        Ok(Call::Freeze(call)) => prepare::freeze(fork, client.number, call),
+        Ok(Call::Freeze(call)) => prepare::freeze(fork, client, call),
         Ok(Call::Prepare(call)) => calls::prepare(fork, client, call),
         Ok(Call::Unprepare(call)) => calls::unprepare(fork, call),
         Ok(Call::List(call)) => calls::list(fork, call),
