@@ -120,7 +120,11 @@ public:
             };
             if (what == "end") return;
             else if (what == "fork") fork_here();
-            else if (what == "prepare") prepare();
+            else if (what == "prepare") {
+                std::string how;
+                words >> how;
+                prepare(how == "wait" ? MITOSIS_PREPARE_WAIT : 0);
+            }
             else if (what == "unprepare") unprepare();
             else if (what == "hold") hold();
             else if (what == "let") let();
@@ -188,9 +192,10 @@ private:
         say("forked: ns=" + std::to_string(forked - begun) + " heard_ns=" + std::to_string(heard - begun));
     }
 
-    void prepare() {
+    void prepare(std::uint32_t flags) {
+        const mitosis_prepare_options options{0, flags, 0};
         const std::uint64_t begun = now_ns();
-        const int who = mitosis_prepare(nullptr, &seed_);
+        const int who = mitosis_prepare(&options, &seed_);
         const std::uint64_t took = now_ns() - begun;
         if (who < 0) throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
         if (who == 1) say_begun();

@@ -49,6 +49,11 @@ impl fmt::Display for Answer {
 }
 
 impl Answer {
+    /// Of what something else has said.
+    pub fn of(text: &str) -> Self {
+        Self(text.to_string())
+    }
+
     /// Whether it has these words.
     pub fn contains(&self, words: &str) -> bool {
         self.0.contains(words)
