@@ -98,7 +98,6 @@ void mitosis_mm_release(struct mm_struct *mm);
 
 /* task.c: another process. */
 struct pid *mitosis_process_child(s32 local_pid);
-struct pid *mitosis_process_caller(void);
 void mitosis_process_put(struct pid *pid);
 bool mitosis_process_is_alive(struct pid *pid);
 void mitosis_process_hide(struct pid *pid);

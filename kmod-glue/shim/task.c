@@ -302,11 +302,6 @@ struct pid *mitosis_process_child(s32 local_pid)
 	return pid;
 }
 
-struct pid *mitosis_process_caller(void)
-{
-	return get_pid(task_tgid(current));
-}
-
 void mitosis_process_put(struct pid *pid)
 {
 	put_pid(pid);

@@ -316,14 +316,17 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
         prefetch => prefetch,
     };
     let private = call.flags & OPEN_PRIVATE != 0;
-    let image = patiently(|| fork.images.open(fork, machine.clone(), &name, prefetch, private))
-        .map_err(|error| {
-            if let Some(untold) = fork.complaints.turn() {
-                let id = call.seed.id;
-                crate::warning!("cannot open seed ", id, " of ", gid, ": ", error, untold);
-            }
-            errno_of(&error)
-        })?;
+    let image = patiently(|| {
+        fork.images
+            .open(fork, machine.clone(), &name, prefetch, private)
+    })
+    .map_err(|error| {
+        if let Some(untold) = fork.complaints.turn() {
+            let id = call.seed.id;
+            crate::warning!("cannot open seed ", id, " of ", gid, ": ", error, untold);
+        }
+        errno_of(&error)
+    })?;
     let opened = fill(fork, call, &image);
     if let Err(errno) = opened {
         fork.images.close(fork, image);

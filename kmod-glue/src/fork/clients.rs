@@ -3,7 +3,6 @@
 use mitosis_core::sync::gauge::Gauge;
 
 use super::prepare::Refusal;
-use super::process::Process;
 use crate::errno::Errno;
 use crate::lock::{Mutex, Shared};
 use crate::memory::Table;
@@ -20,8 +19,6 @@ pub struct Client {
     pub number: u64,
     /// The process that opened it.
     pub tgid: i32,
-    /// The same.
-    pub process: Process,
 }
 
 #[derive(Clone, Copy, Default)]

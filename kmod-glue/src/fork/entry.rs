@@ -8,7 +8,6 @@ use super::ffi;
 use super::image::Image;
 use super::lost::PageError;
 use super::memory::PageRef;
-use super::process::Process;
 use super::{calls, fork, prepare, resume};
 use crate::errno::Errno;
 use crate::lock::Shared;
@@ -22,13 +21,9 @@ pub extern "C" fn mitosis_client_opened(tgid: i32) -> *mut c_void {
     let Some(fork) = fork() else {
         return core::ptr::null_mut();
     };
-    let Some(process) = Process::caller() else {
-        return core::ptr::null_mut();
-    };
     let client = Owned::new(Client {
         number: fork.clients.admit(),
         tgid,
-        process,
     });
     client.map_or(core::ptr::null_mut(), |client| client.into_raw().cast())
 }

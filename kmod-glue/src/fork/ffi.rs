@@ -163,7 +163,6 @@ extern "C" {
     pub fn mitosis_task_mm() -> *mut Mm;
     pub fn mitosis_mm_release(mm: *mut Mm);
     pub fn mitosis_process_child(local_pid: i32) -> *mut Pid;
-    pub fn mitosis_process_caller() -> *mut Pid;
     pub fn mitosis_process_put(pid: *mut Pid);
     pub fn mitosis_process_is_alive(pid: *mut Pid) -> bool;
     pub fn mitosis_process_hide(pid: *mut Pid);

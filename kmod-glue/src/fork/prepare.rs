@@ -7,16 +7,16 @@ use mitosis_core::descriptor::{
     Vma, VmaFlags, VmaKind, MAX_DESCRIPTOR, SIGNALS,
 };
 
+use super::clients::Client;
 use super::ffi::{self, vma_flag};
 use super::memory::Memory;
-use super::clients::Client;
 use super::seed::{Name, Seed};
 use super::seeds::{Origin, Reserved, Title};
 use super::Fork;
 use crate::errno::Errno;
 use crate::lock::Shared;
-use crate::memory::Table;
 use crate::log::{Line, Part};
+use crate::memory::Table;
 use crate::thread::now_ns;
 use mitosis_core::uapi::{self, refused};
 
@@ -111,10 +111,26 @@ fn complain(fork: &Fork, me: &ffi::Identity, title: Title, refusal: Refusal, err
     let (id, generation, pid) = (title.id, title.generation, me.pid);
     match refusal.reason {
         0 => crate::warning!(
-            "seed ", id, ".", generation, " will not come, process ", pid, " could not freeze: ", errno, untold
+            "seed ",
+            id,
+            ".",
+            generation,
+            " will not come, process ",
+            pid,
+            " could not freeze: ",
+            errno,
+            untold
         ),
         _ => crate::warning!(
-            "seed ", id, ".", generation, " will not come, process ", pid, " was refused: ", refusal, untold
+            "seed ",
+            id,
+            ".",
+            generation,
+            " will not come, process ",
+            pid,
+            " was refused: ",
+            refusal,
+            untold
         ),
     }
 }
@@ -161,10 +177,7 @@ fn make(
     reserved.publish(seed.clone())?;
     fork.counters.prepared.add(1);
     fork.clients.wake(client.number);
-    // An owner that ends from now on finds the seed.
-    if client.process.is_alive() || seed.leased.value() != 0 {
-        sleep(&seed);
-    }
+    sleep(&seed);
     fork.counters.unprepared.add(1);
     Ok(())
 }

@@ -20,12 +20,6 @@ impl Process {
         NonNull::new(unsafe { ffi::mitosis_process_child(number) }).map(Process)
     }
 
-    /// The calling process.
-    pub fn caller() -> Option<Process> {
-        // SAFETY: a reference is taken.
-        NonNull::new(unsafe { ffi::mitosis_process_caller() }).map(Process)
-    }
-
     /// Whether it has not begun to end.
     pub fn is_alive(&self) -> bool {
         // SAFETY: `self` holds a reference.

@@ -300,7 +300,10 @@ impl Seeds {
     /// Forgets those on their way of an open file that is gone for good, so that nobody can freeze through it.
     pub fn forget_coming(&self, owner: u64) {
         for place in self.places.lock().iter_mut() {
-            if place.coming().is_some_and(|coming| coming.origin.owner == owner) {
+            if place
+                .coming()
+                .is_some_and(|coming| coming.origin.owner == owner)
+            {
                 place.held = Held::Nobody;
             }
         }
@@ -381,7 +384,9 @@ impl Reserved<'_> {
     /// Whether its parent has been given its name already.
     pub fn is_announced(&self) -> bool {
         let announced = self.seeds.with(self.title.id, |place| {
-            place.coming().is_some_and(|coming| coming.announced.is_some())
+            place
+                .coming()
+                .is_some_and(|coming| coming.announced.is_some())
         });
         announced.unwrap_or(false)
     }
