@@ -17,7 +17,7 @@ until_true() {
 listens() { grep -q ":$(printf '%04X' "$1") 0*:0000 0A" /proc/net/tcp /proc/net/tcp6; }
 # failed LOG: CRIU's own reason.
 failed() {
-    echo "CRIU failed: $(grep -h Error "$1" | head -n 5)" >&2
+    echo "CRIU failed: $(grep -h Error "$1" | tail -n 5)" >&2
     exit 1
 }
 pid() { cat "$base/pid"; }
@@ -41,7 +41,8 @@ receive)
     rm -rf "$base"
     mkdir -p "$images"
     mkfifo "$base/in"
-    (cd "$base" && setsid nc -l -p "$port" | tar x) </dev/null >/dev/null 2>&1 &
+    (cd "$base" && exec setsid nc -l -p "$port" -e sh -c 'tar x && cat >/dev/null && echo received') \
+        </dev/null >/dev/null 2>&1 &
     until_true listens "$port"
     ;;
 # dump: takes the process apart, and ends it.
@@ -63,7 +64,8 @@ dump-lazily)
 # send ADDRESS: images, and what the process has said so far.
 send)
     begun=$(now)
-    (cd "$base" && tar c out pid images) | nc "$1" "$port"
+    answer=$( (cd "$base" && tar c out pid images) | nc "$1" "$port")
+    [ "$answer" = received ] || { echo "criu.sh: the other machine did not take the images" >&2; exit 1; }
     echo "copy_ms=$(($(now) - begun)) kib=$(du -sk "$images" | cut -f1)"
     ;;
 # restore: the process goes on.
