@@ -36,11 +36,12 @@ impl Took {
 }
 
 impl Bench<'_> {
-    /// Puts the script onto both machines.
+    /// Puts the script onto both machines, where CRIU is not to be measured when it runs for the first time.
     pub(super) fn equip_for_criu(&self) -> Result<()> {
-        for host in [PARENT, CHILD] {
-            let host = &self.site.hosts()[host];
+        for index in [PARENT, CHILD] {
+            let host = &self.site.hosts()[index];
             host.copy(SCRIPT.into(), "criu.sh", self.site.limit())?;
+            self.criu_does(index, "warm")?;
         }
         Ok(())
     }
