@@ -108,7 +108,7 @@ fork-faults: setup ## take seeds, machines, networks and memory from forked proc
 	@$(call STRESS,fork-faults $(ARGUMENTS))
 
 .PHONY: bench-fork
-bench-fork: setup ## compare remote fork with fork() and perftest, on the same machines in the same run
+bench-fork: setup ## compare remote fork with fork(), perftest and CRIU, on the same machines in the same run
 	@$(call STRESS,bench-fork)
 
 .PHONY: bench-rpc

@@ -36,6 +36,8 @@ pub const STATS: u32 = command::<Stats>(READ, 11);
 
 /// `MITOSIS_FREEZE_STRICT_FILES`
 pub const FREEZE_STRICT_FILES: u32 = 1;
+/// `MITOSIS_PREPARE_WAIT`
+pub const PREPARE_WAIT: u32 = 2;
 /// `MITOSIS_OPEN_EAGER`
 pub const OPEN_EAGER: u32 = 1;
 /// `MITOSIS_OPEN_PRIVATE`

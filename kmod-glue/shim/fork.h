@@ -14,6 +14,7 @@
 struct page;
 struct file;
 struct mm_struct;
+struct pid;
 struct mitosis_frozen;
 struct mitosis_mutex;
 struct mitosis_link;
@@ -95,6 +96,12 @@ void mitosis_task_hide_from_wait(void);
 struct mm_struct *mitosis_task_mm(void);
 void mitosis_mm_release(struct mm_struct *mm);
 
+/* task.c: another process. */
+struct pid *mitosis_process_child(s32 local_pid);
+void mitosis_process_put(struct pid *pid);
+bool mitosis_process_is_alive(struct pid *pid);
+void mitosis_process_hide(struct pid *pid);
+
 /* A sleep that only a signal of death, a wake-up or time ends: 0, or -EINTR. */
 int mitosis_event_wait_frozen(struct mitosis_event *event, u64 timeout_ns);
 
@@ -138,6 +145,7 @@ int mitosis_each_vma(int (*take)(void *, const struct mitosis_vma *),
 int mitosis_each_chunk(int (*take)(void *, u64 chunk), void *context);
 int mitosis_each_file(int (*take)(void *, const struct mitosis_open_file *),
 		      void *context);
+u32 mitosis_process_vma_flags(struct pid *pid, u32 *count);
 u32 mitosis_collect(struct mm_struct *mm, u64 chunk, struct page **pages,
 		    u64 *present, u64 *elsewhere);
 void mitosis_pages_put(struct page **pages, u32 count);

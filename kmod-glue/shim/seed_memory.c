@@ -100,6 +100,34 @@ int mitosis_each_vma(int (*take)(void *, const struct mitosis_vma *),
 	return ret;
 }
 
+/* What all mappings of a process are, and how many; none where it has no memory. */
+u32 mitosis_process_vma_flags(struct pid *pid, u32 *count)
+{
+	struct task_struct *task = get_pid_task(pid, PIDTYPE_TGID);
+	struct mm_struct *mm = task ? get_task_mm(task) : NULL;
+	u32 found = 0;
+
+	*count = 0;
+	if (task)
+		put_task_struct(task);
+	if (!mm)
+		return 0;
+	if (!mmap_read_lock_killable(mm)) {
+		struct vm_area_struct *vma;
+		VMA_ITERATOR(iterator, mm, 0);
+
+		for_each_vma(iterator, vma) {
+			if (vma->vm_start >= TASK_SIZE_MAX)
+				break;
+			found |= mitosis_vma_flags(vma);
+			(*count)++;
+		}
+		mmap_read_unlock(mm);
+	}
+	mmput(mm);
+	return found;
+}
+
 /* Where the next page table begins that may hold something, at or after `address`. */
 static pmd_t *mitosis_pmd(struct mm_struct *mm, unsigned long address,
 			  unsigned long *next)

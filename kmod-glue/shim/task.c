@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
-/* The calling process: what it is, and becoming another. */
+/* The calling process: what it is, and becoming another; and a few words about others. */
 #include <linux/capability.h>
 #include <linux/cred.h>
 #include <linux/kernel.h>
@@ -268,17 +268,65 @@ s32 mitosis_task_number_here(s32 global_pid)
 	return number;
 }
 
+static bool mitosis_is_alive(const struct task_struct *task)
+{
+	return task && !READ_ONCE(task->exit_state) &&
+	       !(READ_ONCE(task->flags) & PF_EXITING);
+}
+
 bool mitosis_task_is_alive(s32 local_pid)
 {
-	struct task_struct *task;
 	bool alive;
 
 	rcu_read_lock();
-	task = pid_task(find_vpid(local_pid), PIDTYPE_TGID);
-	alive = task && !READ_ONCE(task->exit_state) &&
-		!(READ_ONCE(task->flags) & PF_EXITING);
+	alive = mitosis_is_alive(pid_task(find_vpid(local_pid), PIDTYPE_TGID));
 	rcu_read_unlock();
 	return alive;
+}
+
+/* One that is a child of the caller's and alive; NULL: there is none. */
+struct pid *mitosis_process_child(s32 local_pid)
+{
+	struct task_struct *task;
+	struct pid *pid;
+
+	rcu_read_lock();
+	pid = find_vpid(local_pid);
+	task = pid_task(pid, PIDTYPE_TGID);
+	if (mitosis_is_alive(task) &&
+	    same_thread_group(rcu_dereference(task->real_parent), current))
+		get_pid(pid);
+	else
+		pid = NULL;
+	rcu_read_unlock();
+	return pid;
+}
+
+void mitosis_process_put(struct pid *pid)
+{
+	put_pid(pid);
+}
+
+bool mitosis_process_is_alive(struct pid *pid)
+{
+	bool alive;
+
+	rcu_read_lock();
+	alive = mitosis_is_alive(pid_task(pid, PIDTYPE_TGID));
+	rcu_read_unlock();
+	return alive;
+}
+
+/* As mitosis_task_hide_from_wait(). */
+void mitosis_process_hide(struct pid *pid)
+{
+	struct task_struct *task;
+
+	rcu_read_lock();
+	task = pid_task(pid, PIDTYPE_TGID);
+	if (task)
+		WRITE_ONCE(task->exit_signal, 0);
+	rcu_read_unlock();
 }
 
 void mitosis_task_kill_self(void)

@@ -31,6 +31,8 @@ impl Errno {
     pub const NO_ROOM: Errno = Errno(-28);
     /// -EPROTO
     pub const PROTOCOL: Errno = Errno(-71);
+    /// -EINPROGRESS
+    pub const IN_PROGRESS: Errno = Errno(-115);
     /// -EOPNOTSUPP
     pub const NOT_SUPPORTED: Errno = Errno(-95);
     /// -ECONNRESET

@@ -4,7 +4,8 @@
  *
  * A process that is to be forked remotely forks itself; the child calls
  * MITOSIS_FREEZE and sleeps there as the seed, while the parent's
- * MITOSIS_PREPARE returns the seed's name. On another machine, or the same,
+ * MITOSIS_PREPARE returns the seed's name. MITOSIS_QUERY, and MITOSIS_OPEN on
+ * whatever machine, wait for a seed on its way. On another machine, or the same,
  * MITOSIS_OPEN fetches the seed's descriptor and gives an image, a file
  * descriptor; MITOSIS_RESUME on an image replaces the calling process by a
  * continuation of the seed.
@@ -50,21 +51,25 @@ struct mitosis_freeze {
 /* Refuse, rather than leave out, open files that cannot be carried. */
 #define MITOSIS_FREEZE_STRICT_FILES 1
 
-/* Waits until the child has frozen, or has failed to. */
+/* Gives the name that the child is found by once it has frozen. Waits for that only
+ * where it is told to, or where the child has a mapping that cannot be carried. */
 struct mitosis_prepare {
 	__u64 token;		/* in: drawn at random before fork() */
 	__s32 pid;		/* in: the child that freezes */
-	__u32 flags;		/* in: 0 */
+	__u32 flags;		/* in: MITOSIS_PREPARE_* */
 	__u64 lease_ms;		/* in: life of the seed; 0: until its owner's end */
 	struct mitosis_seed_id seed;		/* out */
 	struct mitosis_capability capability;	/* out */
-	__u64 descriptor_len;	/* out: bytes */
-	__u32 vmas;		/* out */
-	__u32 chunks;		/* out: of 2 MiB, with at least one page */
+	__u64 descriptor_len;	/* out: bytes; 0 if it has not frozen yet */
+	__u32 vmas;		/* out: likewise */
+	__u32 chunks;		/* out: of 2 MiB, with at least one page; likewise */
 	__u32 refused;		/* out with EOPNOTSUPP: MITOSIS_REFUSED_* */
 	__u32 reserved;
 	__u64 refused_at;	/* out with it: an address, or a file descriptor */
 };
+
+/* Wait until the child has frozen, or has failed to. */
+#define MITOSIS_PREPARE_WAIT 2
 
 #define MITOSIS_REFUSED_SHARED_MEMORY 1	/* a writable shared mapping */
 #define MITOSIS_REFUSED_DEVICE_MEMORY 2	/* a mapping of a device */

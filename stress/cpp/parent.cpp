@@ -258,7 +258,9 @@ int run(const Options& options) {
     }
 
     mitosis_seed seed{};
-    switch (mitosis_prepare(nullptr, &seed)) {
+    // What it says below is known once the seed has frozen.
+    const mitosis_prepare_options wait{0, MITOSIS_PREPARE_WAIT, 0};
+    switch (mitosis_prepare(&wait, &seed)) {
     case 0:
         break;
     case 1:

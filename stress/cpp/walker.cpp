@@ -120,8 +120,16 @@ public:
             };
             if (what == "end") return;
             else if (what == "fork") fork_here();
-            else if (what == "prepare") prepare();
+            else if (what == "prepare") {
+                std::string how;
+                words >> how;
+                prepare(how == "wait" ? MITOSIS_PREPARE_WAIT : 0);
+            }
             else if (what == "unprepare") unprepare();
+            else if (what == "hold") hold();
+            else if (what == "let") let();
+            else if (what == "kill") kill_held();
+            else if (what == "share") share();
             else if (what == "spoil") spoil();
             else if (what == "prove") prove(number(0));
             else if (what == "read" || what == "touch" || what == "write") {
@@ -184,17 +192,23 @@ private:
         say("forked: ns=" + std::to_string(forked - begun) + " heard_ns=" + std::to_string(heard - begun));
     }
 
-    void prepare() {
+    void prepare(std::uint32_t flags) {
+        const mitosis_prepare_options options{0, flags, 0};
         const std::uint64_t begun = now_ns();
-        const int who = mitosis_prepare(nullptr, &seed_);
+        const int who = mitosis_prepare(&options, &seed_);
         const std::uint64_t took = now_ns() - begun;
         if (who < 0) throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
-        if (who == 1) {
-            // The number is the time at which the resumer began: the same machine's clock.
-            const std::uint32_t us = now_us() - seed_.child;
-            say("begun: us=" + std::to_string(us));
-            return;
-        }
+        if (who == 1) say_begun();
+        else say_prepared(took);
+    }
+
+    void say_begun() const {
+        // The number is the time at which the resumer began: the same machine's clock.
+        const std::uint32_t us = now_us() - seed_.child;
+        say("begun: us=" + std::to_string(us));
+    }
+
+    void say_prepared(std::uint64_t took) const {
         std::ostringstream line;
         line << "prepared: ns=" << took << " id=" << seed_.id.id << " generation=" << seed_.id.generation
              << " capability=";
@@ -204,6 +218,62 @@ private:
             line << digits;
         }
         say(line.str());
+    }
+
+    // As prepare, with a copy that is held up on its way until it is let go.
+    void hold() {
+        int gate[2];
+        std::uint64_t token;
+        if (pipe(gate) != 0) fail("pipe");
+        if (mitosis_token(&token) != 0) throw std::runtime_error(mitosis_error());
+        const std::uint64_t begun = now_ns();
+        const pid_t pid = fork();
+        if (pid < 0) fail("fork");
+        if (pid == 0) {
+            char word;
+            close(gate[1]);
+            if (read(gate[0], &word, 1) != 1 || mitosis_freeze(token, 0, &seed_.child) != 1) _exit(1);
+            say_begun();
+            return;
+        }
+        close(gate[0]);
+        gate_ = gate[1];
+        if (mitosis_await_frozen(token, pid, nullptr, &seed_) != 0)
+            throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
+        say_prepared(now_ns() - begun);
+    }
+
+    // Lets it go, and where that is its end, waits for it.
+    void let() {
+        const char word = 1;
+        if (write(gate_, &word, 1) != 1) fail("the copy");
+        close(gate_);
+        mitosis_seed_info info{};
+        info.seed = seed_.id;
+        if (mitosis_query(&info) == 0) return say("let: frozen=1 chunks=" + std::to_string(info.chunks));
+        say("let: frozen=0 status=" + std::to_string(end_of_copy()));
+    }
+
+    void kill_held() {
+        if (::kill(seed_.pid, SIGKILL) != 0) fail("kill");
+        close(gate_);
+        say("killed: status=" + std::to_string(end_of_copy()));
+    }
+
+    int end_of_copy() const {
+        int status = 0;
+        if (waitpid(seed_.pid, &status, __WALL) != seed_.pid) fail("waitpid");
+        return status;
+    }
+
+    // Something that cannot be carried.
+    void share() {
+        void* shared = mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+        if (shared == MAP_FAILED) fail("mmap");
+        mitosis_seed seed{};
+        if (mitosis_prepare(nullptr, &seed) >= 0) throw std::runtime_error("shared memory is carried");
+        munmap(shared, 4096);
+        say(std::string("refused: ") + mitosis_error());
     }
 
     void unprepare() {
@@ -235,6 +305,7 @@ private:
     std::size_t pages_;
     std::uint64_t secret_;
     mitosis_seed seed_{};
+    int gate_ = -1;
 };
 
 [[noreturn]] void usage() {
@@ -389,6 +460,7 @@ int resume(int argc, char** argv) {
     const auto prefetch = static_cast<std::uint32_t>(argc > 7 ? std::stoul(argv[7]) : 0);
     const std::uint32_t flags = argc > 8 ? MITOSIS_OPEN_EAGER : 0;
 
+    say("opening: attempt=" + std::string(getenv(kAttempt) ? getenv(kAttempt) : "1"));
     const std::uint64_t begun = now_ns();
     mitosis_image* image = mitosis_open(gid, service, id, entitled ? &capability : nullptr, flags, prefetch);
     if (!image) return refused();

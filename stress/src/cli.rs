@@ -36,7 +36,7 @@ enum Subject {
     RunHere(here::Arguments),
     /// Compare the empty RPC's round trip with perftest's, on one pair of machines in one run.
     BenchRpc(bench::Arguments),
-    /// Compare remote fork with fork() and perftest, on one pair of machines in one run.
+    /// Compare remote fork with fork(), perftest and CRIU, on one pair of machines in one run.
     BenchFork(forks::bench::Arguments),
     /// Load, unload and misuse the modules, and look for what they leave behind.
     Check(check::Arguments),

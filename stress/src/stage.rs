@@ -16,7 +16,6 @@ use crate::parameters;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, HostInfo, Report};
 use crate::run::{self, Deadlines, Inspected, Plan};
-use crate::scene::STEP;
 use crate::settings::{Assignments, Machines, Settings};
 use crate::template::{RunPass, Template};
 
@@ -145,7 +144,7 @@ impl Stage<'_> {
     pub fn inspect(&self) -> Result<(Vec<Inspected>, ClusterInfo)> {
         let hosts = self.hosts.iter();
         let inspected: Vec<Inspected> = hosts
-            .map(|host| run::inspect(host, STEP, &self.interrupt))
+            .map(|host| run::inspect(host, self.deadlines().command, &self.interrupt))
             .collect::<Result<_>>()?;
         let info = |(host, inspected): (&Host, &Inspected)| HostInfo {
             name: host.name.clone(),
@@ -171,7 +170,7 @@ impl Stage<'_> {
     /// Queue pairs, completion queues, protection domains and the rest on all machines.
     pub fn resources(&self) -> Result<String> {
         let limit = Limit {
-            timeout: STEP,
+            timeout: self.deadlines().command,
             interrupt: Some(&self.interrupt),
         };
         let hosts = self.hosts.iter();
@@ -216,6 +215,16 @@ impl Stage<'_> {
         self.cluster.borrow_mut().absent()
     }
 
+    /// Virtual machines share this machine's processors, and any of them may be at work.
+    fn deadlines(&self) -> Deadlines {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.cluster.borrow().is_virtual() {
+            Deadlines::of_shared_processors(self.hosts.len(), processors)
+        } else {
+            Deadlines::default()
+        }
+    }
+
     /// Follows the kernel logs of `hosts` while `work` lasts.
     pub fn watch<T>(
         &self,
@@ -223,7 +232,7 @@ impl Stage<'_> {
         progress: &Progress,
         work: impl FnOnce(&mut Watch<'_>) -> Result<T>,
     ) -> Result<T> {
-        let deadlines = Deadlines::default();
+        let deadlines = self.deadlines();
         let fallen = || self.cluster.borrow_mut().fallen();
         let mut watch = Watch::start(
             hosts,
@@ -252,7 +261,7 @@ impl Stage<'_> {
             cluster_key: &self.setting.settings.cluster_key,
             parent_gid: self.setting.settings.parent_gid.or(known_gid),
             out: act.out,
-            deadlines: Deadlines::default(),
+            deadlines: self.deadlines(),
             fallen: &fallen,
         };
         let mut report = run::run(&plan, act.progress, &self.interrupt);

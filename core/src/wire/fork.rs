@@ -45,6 +45,8 @@ pub enum Status {
     NotAttached = 5,
     /// The machine has no memory, or its device no room.
     Exhausted = 6,
+    /// The seed's process has not frozen yet.
+    NotYet = 7,
 }
 
 impl Status {
@@ -58,6 +60,7 @@ impl Status {
             4 => Self::NoSuchPlace,
             5 => Self::NotAttached,
             6 => Self::Exhausted,
+            7 => Self::NotYet,
             _ => return None,
         })
     }
@@ -72,6 +75,7 @@ impl Status {
             Self::NoSuchPlace => "the seed has nothing there",
             Self::NotAttached => "the connection is gone",
             Self::Exhausted => "the seed's machine is out of memory",
+            Self::NotYet => "its process has not frozen yet",
         }
     }
 }
@@ -237,12 +241,12 @@ mod tests {
 
     #[test]
     fn statuses_have_their_numbers() {
-        for number in 0..7 {
+        for number in 0..8 {
             assert_eq!(
                 Status::from_u32(number).map(|status| status as u32),
                 Some(number)
             );
         }
-        assert_eq!(Status::from_u32(7), None);
+        assert_eq!(Status::from_u32(8), None);
     }
 }

@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use mitosis_core::uapi::{self, FREEZE_STRICT_FILES, OPEN_EAGER, OPEN_PRIVATE};
+use mitosis_core::uapi::{self, FREEZE_STRICT_FILES, OPEN_EAGER, OPEN_PRIVATE, PREPARE_WAIT};
 
 /// A call and its argument, which is what the caller is given back.
 #[allow(missing_docs)]
@@ -55,7 +55,9 @@ impl<'a> Call<'a> {
     fn is_valid(&self) -> bool {
         match self {
             Call::Freeze(call) => call.reserved == 0 && call.flags & !FREEZE_STRICT_FILES == 0,
-            Call::Prepare(call) => call.flags == 0 && call.reserved == 0 && call.token != 0,
+            Call::Prepare(call) => {
+                call.flags & !PREPARE_WAIT == 0 && call.reserved == 0 && call.token != 0
+            }
             Call::Open(call) => {
                 call.flags & !(OPEN_EAGER | OPEN_PRIVATE) == 0 && call.machine.reserved == 0
             }

@@ -2,66 +2,134 @@
 
 use core::ops::Deref;
 
-use mitosis_core::wire::fork::SeedName;
+use mitosis_core::wire::fork::{SeedName, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::clients::Client;
 use super::ffi;
 use super::image::Image;
 use super::lost::PageError;
+use super::prepare::Refusal;
+use super::process::Process;
 use super::seed::Seed;
+use super::seeds::{Announced, Lease, Origin};
 use super::Fork;
 use crate::devices::Gid;
 use crate::errno::Errno;
 use crate::lock::Shared;
-use crate::thread::now_ns;
-use mitosis_core::uapi::{self, OPEN_EAGER, OPEN_PRIVATE};
+use crate::thread::{now_ns, Event};
+use mitosis_core::uapi::{self, OPEN_EAGER, OPEN_PRIVATE, PREPARE_WAIT};
 
 /// How long a parent waits for its child to freeze, unless the child ends before.
 const FREEZE_TIMEOUT_NS: u64 = 60_000_000_000;
 /// How often it looks whether the child is still there.
 const LOOK_NS: u64 = 50_000_000;
 const MS_NS: u64 = 1_000_000;
+/// Before a machine is asked again for a seed on its way; then twice as long each time, up to `LOOK_NS`.
+const FIRST_PAUSE_NS: u64 = MS_NS;
 
 fn is_admin() -> bool {
     // SAFETY: no preconditions.
     unsafe { ffi::mitosis_task_is_admin() }
 }
 
-/// `MITOSIS_PREPARE`
+/// `MITOSIS_PREPARE`: gives the seed's name, without waiting for the process to freeze unless that was asked for, or the
+/// process has something that is refused, which its parent is to hear.
 pub fn prepare(fork: &Fork, client: &Client, call: &mut uapi::Prepare) -> Result<i32, Errno> {
+    if call.flags & PREPARE_WAIT == 0 {
+        let copy = Process::child_of_caller(call.pid);
+        if let Some(copy) = copy.filter(Process::is_plain) {
+            return announce(fork, client, call, copy);
+        }
+    }
+    await_frozen(fork, client, call)
+}
+
+fn lease(call: &uapi::Prepare) -> Lease {
+    match call.lease_ms {
+        0 => Lease::NONE,
+        ms => Lease {
+            until_ns: now_ns().saturating_add(ms.saturating_mul(MS_NS)),
+            leased: true,
+        },
+    }
+}
+
+fn announce(
+    fork: &Fork,
+    client: &Client,
+    call: &mut uapi::Prepare,
+    copy: Process,
+) -> Result<i32, Errno> {
+    let mut me = ffi::Identity::EMPTY;
+    // SAFETY: `me` is valid during the call.
+    unsafe { ffi::mitosis_task_identity(&mut me) };
+    let origin = Origin {
+        owner: client.number,
+        token: call.token,
+    };
+    match fork.seeds.announce(origin, me.uid, copy, lease(call))? {
+        Announced::There(seed) => give(call, &seed),
+        Announced::Coming(title, freezing) => {
+            // A copy that had failed before it was announced has left why.
+            let told = if freezing {
+                None
+            } else {
+                fork.clients.told(client.number, call.token)
+            };
+            if let Some(refusal) = told {
+                fork.seeds.call_off(title.id, title.generation);
+                return refuse(call, refusal);
+            }
+            call.seed = uapi::SeedId {
+                id: title.id,
+                generation: title.generation,
+            };
+            call.capability = title.capability;
+            call.descriptor_len = 0;
+            call.vmas = 0;
+            call.chunks = 0;
+        }
+    }
+    Ok(0)
+}
+
+fn give(call: &mut uapi::Prepare, seed: &Seed) {
+    let (vmas, chunks) = seed.size();
+    call.seed = uapi::SeedId {
+        id: seed.id,
+        generation: seed.generation,
+    };
+    call.capability = seed.capability;
+    call.descriptor_len = seed.descriptor().len() as u64;
+    call.vmas = vmas as u32;
+    call.chunks = chunks as u32;
+}
+
+fn refuse(call: &mut uapi::Prepare, refusal: Refusal) -> Result<i32, Errno> {
+    call.refused = refusal.reason;
+    call.refused_at = refusal.at;
+    Err(match refusal.reason {
+        0 => Errno::CANCELED,
+        _ => Errno::NOT_SUPPORTED,
+    })
+}
+
+fn await_frozen(fork: &Fork, client: &Client, call: &mut uapi::Prepare) -> Result<i32, Errno> {
     let waiter = fork.clients.wait(client.number)?;
     let give_up_ns = now_ns() + FREEZE_TIMEOUT_NS;
     loop {
-        let token = call.token;
-        let found = fork
-            .seeds
-            .next(0, |seed| seed.owner == client.number && seed.token == token);
-        if let Some((_, seed)) = found {
-            if call.lease_ms != 0 {
-                seed.leased.set(1);
-                let until_ns = now_ns().saturating_add(call.lease_ms.saturating_mul(MS_NS));
-                seed.lease_until_ns.set(until_ns);
-                seed.wake.signal();
-            }
-            let (vmas, chunks) = seed.size();
-            call.seed = uapi::SeedId {
-                id: seed.id,
-                generation: seed.generation,
-            };
-            call.capability = seed.capability;
-            call.descriptor_len = seed.descriptor().len() as u64;
-            call.vmas = vmas as u32;
-            call.chunks = chunks as u32;
+        let origin = Origin {
+            owner: client.number,
+            token: call.token,
+        };
+        if let Some((_, seed)) = fork.seeds.next(0, |seed| seed.origin == origin) {
+            seed.let_to(lease(call));
+            give(call, &seed);
             return Ok(0);
         }
-        if let Some(refusal) = fork.clients.told(client.number, token) {
-            call.refused = refusal.reason;
-            call.refused_at = refusal.at;
-            return Err(match refusal.reason {
-                0 => Errno::CANCELED,
-                _ => Errno::NOT_SUPPORTED,
-            });
+        if let Some(refusal) = fork.clients.told(client.number, call.token) {
+            return refuse(call, refusal);
         }
         // SAFETY: no preconditions.
         if now_ns() >= give_up_ns || !unsafe { ffi::mitosis_task_is_alive(call.pid) } {
@@ -93,15 +161,29 @@ impl Sight {
     }
 
     fn has(&self, seed: &Seed) -> bool {
-        self.admin || seed.uid == self.uid
+        self.has_of(seed.uid)
+    }
+
+    fn has_of(&self, uid: u32) -> bool {
+        self.admin || uid == self.uid
     }
 }
 
 /// `MITOSIS_UNPREPARE`
 pub fn unprepare(fork: &Fork, call: &uapi::SeedId) -> Result<i32, Errno> {
+    let sight = Sight::of_caller();
+    // One on its way becomes a seed, and no seed becomes one on its way.
+    if let Some((_, uid)) = fork.seeds.coming(call.id, call.generation) {
+        if !sight.has_of(uid) {
+            return Err(Errno::NOT_PERMITTED);
+        }
+        if fork.seeds.call_off(call.id, call.generation) {
+            return Ok(0);
+        }
+    }
     let seed = fork.seeds.find(call.id, call.generation);
     let seed = seed.ok_or(Errno::NO_ENTRY)?;
-    if !Sight::of_caller().has(&seed) {
+    if !sight.has(&seed) {
         return Err(Errno::NOT_PERMITTED);
     }
     seed.revoke();
@@ -155,11 +237,32 @@ pub fn list(fork: &Fork, call: &mut uapi::List) -> Result<i32, Errno> {
     Ok(0)
 }
 
-/// `MITOSIS_QUERY`
+/// `MITOSIS_QUERY`: waits for a seed that is on its way.
 pub fn query(fork: &Fork, call: &mut uapi::SeedInfo) -> Result<i32, Errno> {
-    let seed = fork.seeds.find(call.seed.id, call.seed.generation);
+    let (id, generation) = (call.seed.id, call.seed.generation);
+    let sight = Sight::of_caller();
+    let give_up_ns = now_ns() + FREEZE_TIMEOUT_NS;
+    while let Some((owner, uid)) = fork.seeds.coming(id, generation) {
+        if !sight.has_of(uid) {
+            return Err(Errno::NOT_PERMITTED);
+        }
+        let waiter = fork.clients.wait(owner)?;
+        // It is not woken for what happened before it was there.
+        if fork.seeds.coming(id, generation).is_none() {
+            break;
+        }
+        if now_ns() >= give_up_ns {
+            return Err(Errno::IN_PROGRESS);
+        }
+        // SAFETY: the event lives as long as the waiter; a process calls this.
+        let killed = unsafe { ffi::mitosis_event_wait_frozen(waiter.event.as_ptr(), LOOK_NS) };
+        if killed != 0 {
+            return Err(Errno::INTERRUPTED);
+        }
+    }
+    let seed = fork.seeds.find(id, generation);
     let seed = seed.ok_or(Errno::NO_ENTRY)?;
-    if !Sight::of_caller().has(&seed) {
+    if !sight.has(&seed) {
         return Err(Errno::NOT_PERMITTED);
     }
     *call = info(&seed);
@@ -169,6 +272,27 @@ pub fn query(fork: &Fork, call: &mut uapi::SeedInfo) -> Result<i32, Errno> {
 fn copy_out(to: u64, bytes: &[u8]) -> Result<(), Errno> {
     // SAFETY: `bytes` is valid; C checks the destination.
     Errno::check(unsafe { ffi::mitosis_copy_to_user(to, bytes.as_ptr().cast(), bytes.len()) })
+}
+
+/// Asks again while the seed's process is still to freeze. Its machine does not tell when it has: it answers.
+fn patiently(
+    mut open: impl FnMut() -> Result<Shared<Image>, PageError>,
+) -> Result<Shared<Image>, PageError> {
+    let give_up_ns = now_ns() + FREEZE_TIMEOUT_NS;
+    let nothing = Event::new()?;
+    let mut pause_ns = FIRST_PAUSE_NS;
+    loop {
+        match open() {
+            Err(PageError::Refused(Status::NotYet)) if now_ns() < give_up_ns => {}
+            outcome => return outcome,
+        }
+        // SAFETY: the event lives during the call; a process calls this.
+        let killed = unsafe { ffi::mitosis_event_wait_frozen(nothing.as_ptr(), pause_ns) };
+        if killed != 0 {
+            return Err(PageError::Refused(Status::NotYet));
+        }
+        pause_ns = (pause_ns * 2).min(LOOK_NS);
+    }
 }
 
 /// `MITOSIS_OPEN`
@@ -191,22 +315,18 @@ pub fn open(fork: &Fork, call: &mut uapi::Open) -> Result<i32, Errno> {
         0 => fork.prefetch,
         prefetch => prefetch,
     };
-    let image = fork
-        .images
-        .open(
-            fork,
-            machine,
-            &name,
-            prefetch,
-            call.flags & OPEN_PRIVATE != 0,
-        )
-        .map_err(|error| {
-            if let Some(untold) = fork.complaints.turn() {
-                let id = call.seed.id;
-                crate::warning!("cannot open seed ", id, " of ", gid, ": ", error, untold);
-            }
-            errno_of(&error)
-        })?;
+    let private = call.flags & OPEN_PRIVATE != 0;
+    let image = patiently(|| {
+        fork.images
+            .open(fork, machine.clone(), &name, prefetch, private)
+    })
+    .map_err(|error| {
+        if let Some(untold) = fork.complaints.turn() {
+            let id = call.seed.id;
+            crate::warning!("cannot open seed ", id, " of ", gid, ": ", error, untold);
+        }
+        errno_of(&error)
+    })?;
     let opened = fill(fork, call, &image);
     if let Err(errno) = opened {
         fork.images.close(fork, image);
@@ -239,13 +359,13 @@ fn fill(fork: &Fork, call: &mut uapi::Open, image: &Image) -> Result<(), Errno> 
 }
 
 fn errno_of(error: &PageError) -> Errno {
-    use mitosis_core::wire::fork::Status;
     match error {
         PageError::NoMemory => Errno::NO_MEMORY,
         PageError::Beyond => Errno::FAULT,
         PageError::Refused(Status::NoSuchSeed) => Errno::NO_ENTRY,
         PageError::Refused(Status::NotEntitled) => Errno::NO_ACCESS,
         PageError::Refused(Status::Exhausted) => Errno::NO_BUFFER,
+        PageError::Refused(Status::NotYet) => Errno::IN_PROGRESS,
         PageError::Refused(_) => Errno::PROTOCOL,
         PageError::Unreachable(error) => error.errno(),
         PageError::Read(errno) => *errno,

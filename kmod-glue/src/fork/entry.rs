@@ -50,6 +50,7 @@ pub unsafe extern "C" fn mitosis_client_closed(client: *mut c_void) {
     if let Some(client) = unsafe { Owned::<Client>::from_raw(client.cast()) } {
         if let Some(fork) = fork() {
             fork.release_of(client.number);
+            fork.seeds.forget_coming(client.number);
         }
     }
 }
@@ -74,7 +75,7 @@ pub unsafe extern "C" fn mitosis_client_call(
         return Errno::NO_DEVICE.0 as isize;
     };
     let outcome = match Call::of(number, bytes) {
-        Ok(Call::Freeze(call)) => prepare::freeze(fork, client.number, call),
+        Ok(Call::Freeze(call)) => prepare::freeze(fork, client, call),
         Ok(Call::Prepare(call)) => calls::prepare(fork, client, call),
         Ok(Call::Unprepare(call)) => calls::unprepare(fork, call),
         Ok(Call::List(call)) => calls::list(fork, call),

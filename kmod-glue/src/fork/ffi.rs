@@ -11,6 +11,8 @@ opaque! {
     Page;
     /// `struct mm_struct`
     Mm;
+    /// `struct pid`
+    Pid;
     /// `struct mitosis_link`
     Link;
     /// `struct mitosis_link_listener`
@@ -160,6 +162,11 @@ extern "C" {
     pub fn mitosis_task_hide_from_wait();
     pub fn mitosis_task_mm() -> *mut Mm;
     pub fn mitosis_mm_release(mm: *mut Mm);
+    pub fn mitosis_process_child(local_pid: i32) -> *mut Pid;
+    pub fn mitosis_process_put(pid: *mut Pid);
+    pub fn mitosis_process_is_alive(pid: *mut Pid) -> bool;
+    pub fn mitosis_process_hide(pid: *mut Pid);
+    pub fn mitosis_process_vma_flags(pid: *mut Pid, count: *mut u32) -> u32;
     pub fn mitosis_event_wait_frozen(event: *mut Event, timeout_ns: u64) -> c_int;
 
     pub fn mitosis_each_vma(take: Take<*const Vma>, context: *mut c_void) -> c_int;

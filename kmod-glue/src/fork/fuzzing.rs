@@ -18,7 +18,7 @@ struct Rule {
 
 const RULES: [Rule; 10] = [
     rule(0x4010_b501, 16, Some(12), Some((8, 1))),
-    rule(0xc050_b502, 80, Some(68), Some((12, 0))),
+    rule(0xc050_b502, 80, Some(68), Some((12, 2))),
     rule(0x4008_b503, 8, None, None),
     rule(0xc010_b504, 16, None, None),
     rule(0xc048_b505, 72, None, None),

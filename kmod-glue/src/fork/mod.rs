@@ -1,7 +1,8 @@
 //! `mitosis`: remote fork. `docs/fork.md` is its specification.
 //!
 //! - [`entry`] is what the shim calls: the device, images, page faults. [`calls`] are the device's calls.
-//! - [`prepare`] freezes a process, [`seed`] keeps what is frozen, [`service`] lets other machines ask for it.
+//! - [`prepare`] freezes a process, [`seed`] keeps what is frozen, [`seeds`] lets it be found, [`service`] lets other machines
+//!   ask for it.
 //! - [`machine`] is another machine: a [`channel`] to ask it, a [`link`] to read its memory.
 //! - [`image`] is another machine's seed here, with the pages that were fetched; [`resume`] makes a child of it.
 //!
@@ -23,8 +24,10 @@ pub mod lost;
 pub mod machine;
 pub mod memory;
 pub mod prepare;
+pub mod process;
 pub mod resume;
 pub mod seed;
+pub mod seeds;
 pub mod service;
 
 use core::sync::atomic::{AtomicPtr, Ordering};
@@ -42,7 +45,7 @@ use self::complaints::Complaints;
 use self::images::Images;
 use self::link::{Door, LinkListener, Visitors};
 use self::machine::Machines;
-use self::seed::Seeds;
+use self::seeds::Seeds;
 use self::service::SeedService;
 use crate::devices::{Devices, Port};
 use crate::errno::Errno;
@@ -124,8 +127,9 @@ impl Fork {
 
     /// Ends the seeds that were made through an open file, but for those that have a lease.
     fn release_of(&self, owner: u64) {
+        self.seeds.call_off_all(owner);
         let mut from = 0;
-        while let Some((index, seed)) = self.seeds.next(from, |seed| seed.owner == owner) {
+        while let Some((index, seed)) = self.seeds.next(from, |seed| seed.origin.owner == owner) {
             from = index + 1;
             if seed.leased.value() == 0 {
                 seed.release();

@@ -7,14 +7,17 @@ use mitosis_core::descriptor::{
     Vma, VmaFlags, VmaKind, MAX_DESCRIPTOR, SIGNALS,
 };
 
+use super::clients::Client;
 use super::ffi::{self, vma_flag};
 use super::memory::Memory;
 use super::seed::{Name, Seed};
+use super::seeds::{Origin, Reserved, Title};
 use super::Fork;
 use crate::errno::Errno;
 use crate::lock::Shared;
+use crate::log::{Line, Part};
 use crate::memory::Table;
-use crate::thread::{now_ns, random};
+use crate::thread::now_ns;
 use mitosis_core::uapi::{self, refused};
 
 /// First try for a descriptor's length: a small program's fits.
@@ -27,6 +30,25 @@ pub struct Refusal {
     pub reason: u32,
     /// An address or a file descriptor.
     pub at: u64,
+}
+
+impl Part for Refusal {
+    fn put(&self, line: &mut Line) {
+        match self.reason {
+            refused::SHARED_MEMORY => "a writable shared mapping",
+            refused::DEVICE_MEMORY => "a mapping of a device",
+            refused::HUGETLB => "explicit huge pages",
+            refused::TOO_MANY_VMAS => "too many mappings or files",
+            refused::TOO_LARGE => "a descriptor too long",
+            refused::FILE => "an open file",
+            refused::THREADS => "more than one thread",
+            _ => "a state that no child can have",
+        }
+        .put(line);
+        " (at ".put(line);
+        self.at.put(line);
+        ")".put(line);
+    }
 }
 
 /// Why a process did not become a seed.
@@ -44,54 +66,94 @@ impl From<Errno> for Failure {
 }
 
 /// What `MITOSIS_FREEZE` does: returns when the seed's life is over.
-pub fn freeze(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<i32, Errno> {
-    let outcome = make(fork, owner, call);
-    match outcome {
-        Ok(()) => {
-            // The seed is over. It is to end, not to go on as a second parent.
-            // SAFETY: no preconditions.
-            unsafe { ffi::mitosis_task_kill_self() };
-            Err(Errno::CANCELED)
-        }
-        Err(Failure::Refused(refusal)) => {
-            fork.clients.tell(owner, call.token, refusal);
-            Err(Errno::NOT_SUPPORTED)
-        }
-        Err(Failure::Kernel(errno)) => {
-            fork.clients.tell(owner, call.token, Refusal::default());
-            Err(errno)
-        }
-    }
-}
-
-fn make(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<(), Failure> {
+pub fn freeze(fork: &Fork, client: &Client, call: &uapi::Freeze) -> Result<i32, Errno> {
     let mut me = ffi::Identity::EMPTY;
     // SAFETY: `me` is valid during the call.
     unsafe { ffi::mitosis_task_identity(&mut me) };
+    let origin = Origin {
+        owner: client.number,
+        token: call.token,
+    };
+    let reserved = match fork.seeds.begin(origin, me.uid) {
+        Ok(reserved) => reserved,
+        Err(Errno::CANCELED) => return over(),
+        Err(errno) => {
+            fork.clients
+                .tell(client.number, call.token, Refusal::default());
+            return Err(errno);
+        }
+    };
+    let (refusal, errno) = match make(fork, client, call, &me, &reserved) {
+        Ok(()) | Err(Failure::Kernel(Errno::CANCELED)) => return over(),
+        Err(Failure::Refused(refusal)) => (refusal, Errno::NOT_SUPPORTED),
+        Err(Failure::Kernel(errno)) => (Refusal::default(), errno),
+    };
+    // While the place is held: whoever announces the seed after that finds what is told.
+    fork.clients.tell(client.number, call.token, refusal);
+    if reserved.is_announced() {
+        complain(fork, &me, reserved.title, refusal, errno);
+    }
+    Err(errno)
+}
+
+/// The seed is over, or nobody wants it. Its process is to end, not to go on as a second parent.
+fn over() -> Result<i32, Errno> {
+    // SAFETY: no preconditions.
+    unsafe { ffi::mitosis_task_kill_self() };
+    Err(Errno::CANCELED)
+}
+
+/// Says in the log why a seed does not come whose parent has its name already.
+fn complain(fork: &Fork, me: &ffi::Identity, title: Title, refusal: Refusal, errno: Errno) {
+    let Some(untold) = fork.complaints.turn() else {
+        return;
+    };
+    let (id, generation, pid) = (title.id, title.generation, me.pid);
+    match refusal.reason {
+        0 => crate::warning!(
+            "seed ",
+            id,
+            ".",
+            generation,
+            " will not come, process ",
+            pid,
+            " could not freeze: ",
+            errno,
+            untold
+        ),
+        _ => crate::warning!(
+            "seed ",
+            id,
+            ".",
+            generation,
+            " will not come, process ",
+            pid,
+            " was refused: ",
+            refusal,
+            untold
+        ),
+    }
+}
+
+fn make(
+    fork: &Fork,
+    client: &Client,
+    call: &uapi::Freeze,
+    me: &ffi::Identity,
+    reserved: &Reserved<'_>,
+) -> Result<(), Failure> {
     if me.threads != 1 {
         return Err(Failure::Refused(Refusal {
             reason: refused::THREADS,
             at: u64::from(me.threads),
         }));
     }
-    let reserved = fork.seeds.reserve()?;
-    let mut capability = [0; 16];
-    for (place, byte) in capability.iter_mut().zip(
-        [random(), random()]
-            .iter()
-            .flat_map(|word| word.to_le_bytes()),
-    ) {
-        *place = byte;
-    }
-    let seed_id = SeedId {
-        id: reserved.id,
-        generation: reserved.generation,
-    };
+    let title = reserved.title;
     let strict = call.flags & uapi::FREEZE_STRICT_FILES != 0;
     let mut len = FIRST_LEN;
     let (bytes, used) = loop {
         let mut bytes: Table<u8> = Table::zeroed(len)?;
-        match describe(fork, &mut bytes, &me, seed_id, capability, strict) {
+        match describe(fork, &mut bytes, me, title, strict) {
             Ok(used) => break (bytes, used),
             Err(Outcome::Encode(EncodeError::Full { .. })) if len < MAX_DESCRIPTOR => {
                 len = (len * 4).min(MAX_DESCRIPTOR);
@@ -100,11 +162,11 @@ fn make(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<(), Failure> {
         }
     };
     let name = Name {
-        id: reserved.id,
-        generation: reserved.generation,
-        capability,
-        token: call.token,
-        owner,
+        title,
+        origin: Origin {
+            owner: client.number,
+            token: call.token,
+        },
         pid: me.pid,
         uid: me.uid,
         comm: me.comm,
@@ -112,11 +174,10 @@ fn make(fork: &Fork, owner: u64, call: &uapi::Freeze) -> Result<(), Failure> {
     let seed = Shared::new(Seed::new(&name, Memory::of_caller(me.pid)?, bytes, used)?)?;
     // SAFETY: the caller is a process of its own, which ends as the seed.
     unsafe { ffi::mitosis_task_hide_from_wait() };
-    reserved.publish(seed.clone());
+    reserved.publish(seed.clone())?;
     fork.counters.prepared.add(1);
-    fork.clients.wake(owner);
+    fork.clients.wake(client.number);
     sleep(&seed);
-    drop(reserved);
     fork.counters.unprepared.add(1);
     Ok(())
 }
@@ -219,14 +280,16 @@ fn describe(
     fork: &Fork,
     bytes: &mut [u8],
     me: &ffi::Identity,
-    seed: SeedId,
-    capability: [u8; 16],
+    title: Title,
     strict: bool,
 ) -> Result<usize, Outcome> {
     let mut encoder = Encoder::new(bytes);
     encoder.identity(&Identity {
-        seed,
-        capability: Capability(capability),
+        seed: SeedId {
+            id: title.id,
+            generation: title.generation,
+        },
+        capability: Capability(title.capability),
         server_epoch: fork.epoch,
         owner_uid: me.uid,
         comm: text(&me.comm),

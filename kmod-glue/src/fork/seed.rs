@@ -1,4 +1,4 @@
-//! Seeds: frozen processes of this machine, and the table that others find them in.
+//! A seed: a frozen process of this machine.
 
 use mitosis_core::descriptor::Descriptor;
 use mitosis_core::sync::count::Tally;
@@ -9,13 +9,11 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 
 use super::link::{Region, Visitor};
 use super::memory::Memory;
+use super::seeds::{Lease, Origin, Title};
 use crate::errno::Errno;
-use crate::lock::{Mutex, Shared};
+use crate::lock::Mutex;
 use crate::memory::{Table, PAGE_LEN};
-use crate::thread::{now_ns, random, Event};
-
-/// Seeds that a machine keeps: each is a process, and a machine has some tens of thousands of those at most.
-const MAX_SEEDS: usize = 1024;
+use crate::thread::{now_ns, Event};
 
 /// One chunk that is registered.
 struct Registered {
@@ -40,9 +38,7 @@ pub struct Seed {
     /// Who knows it may resume the seed.
     pub capability: [u8; 16],
     /// What its parent knows it by until it has the id.
-    pub token: u64,
-    /// The file of `/dev/mitosis` that it was made through.
-    pub owner: u64,
+    pub origin: Origin,
     /// Its number in the initial namespace.
     pub pid: i32,
     /// Its user.
@@ -80,11 +76,10 @@ impl Seed {
             .map_err(|_| Errno::INVALID)?
             .chunk_count();
         Ok(Seed {
-            id: name.id,
-            generation: name.generation,
-            capability: name.capability,
-            token: name.token,
-            owner: name.owner,
+            id: name.title.id,
+            generation: name.title.generation,
+            capability: name.title.capability,
+            origin: name.origin,
             pid: name.pid,
             uid: name.uid,
             comm: name.comm,
@@ -130,6 +125,15 @@ impl Seed {
             .map(|region| region.count)
             .sum();
         (all.count(), pages)
+    }
+
+    /// Gives it another life than that of its owner, or leaves it that.
+    pub fn let_to(&self, lease: Lease) {
+        if lease.leased {
+            self.leased.set(1);
+            self.lease_until_ns.set(lease.until_ns);
+            self.wake.signal();
+        }
     }
 
     /// Tells it to end, and wakes it.
@@ -206,132 +210,14 @@ impl Seed {
 
 /// What a seed goes by.
 pub struct Name {
-    /// Place in the table.
-    pub id: u32,
-    /// Which of the place's seeds.
-    pub generation: u32,
-    /// Who knows it may resume the seed.
-    pub capability: [u8; 16],
-    /// From its parent.
-    pub token: u64,
-    /// Its parent's file.
-    pub owner: u64,
+    /// What others call it.
+    pub title: Title,
+    /// What its parent calls it.
+    pub origin: Origin,
     /// Its number in the initial namespace.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
     /// Its program's name.
     pub comm: [u8; 16],
-}
-
-struct Place {
-    generation: u32,
-    taken: bool,
-    seed: Option<Shared<Seed>>,
-}
-
-/// The seeds of this machine.
-pub struct Seeds {
-    places: Mutex<Table<Place>>,
-}
-
-impl Seeds {
-    /// None.
-    pub fn new() -> Result<Seeds, Errno> {
-        Ok(Seeds {
-            places: Mutex::new(Table::try_new(MAX_SEEDS, |_| {
-                Ok(Place {
-                    generation: 0,
-                    taken: false,
-                    seed: None,
-                })
-            })?)?,
-        })
-    }
-
-    /// Reserves a place: its id, and the generation of the seed that will be there.
-    pub fn reserve(&self) -> Result<Reserved<'_>, Errno> {
-        let mut places = self.places.lock();
-        for (id, place) in places.iter_mut().enumerate() {
-            if !place.taken {
-                place.taken = true;
-                place.generation = match place.generation {
-                    // After a restart of the module, nobody's old generation is met again, but for one in four billion.
-                    0 => (random() as u32).max(1),
-                    generation => generation.wrapping_add(1).max(1),
-                };
-                return Ok(Reserved {
-                    seeds: self,
-                    id: id as u32,
-                    generation: place.generation,
-                });
-            }
-        }
-        Err(Errno::NO_ROOM)
-    }
-
-    fn with<R>(&self, id: u32, f: impl FnOnce(&mut Place) -> R) -> Option<R> {
-        self.places.lock().get_mut(id as usize).map(f)
-    }
-
-    /// The seed with this id, if its generation is `generation`, or if that is 0.
-    pub fn find(&self, id: u32, generation: u32) -> Option<Shared<Seed>> {
-        self.with(id, |place| {
-            place
-                .seed
-                .as_ref()
-                .filter(|seed| generation == 0 || seed.generation == generation)
-                .cloned()
-        })
-        .flatten()
-    }
-
-    /// The first seed from `from` on that `wanted` picks.
-    pub fn next(
-        &self,
-        from: usize,
-        mut wanted: impl FnMut(&Seed) -> bool,
-    ) -> Option<(usize, Shared<Seed>)> {
-        let places = self.places.lock();
-        let mut all = places.iter().enumerate().skip(from);
-        all.find_map(|(index, place)| {
-            let seed = place.seed.as_ref().filter(|seed| wanted(seed))?;
-            Some((index, seed.clone()))
-        })
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        let places = self.places.lock();
-        places.iter().filter(|place| place.seed.is_some()).count()
-    }
-}
-
-/// A place in the table, free again when dropped.
-pub struct Reserved<'s> {
-    seeds: &'s Seeds,
-    /// The seed's id.
-    pub id: u32,
-    /// Its generation.
-    pub generation: u32,
-}
-
-impl Reserved<'_> {
-    /// Lets others find the seed.
-    pub fn publish(&self, seed: Shared<Seed>) {
-        self.seeds.with(self.id, |place| place.seed = Some(seed));
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        let seed = self.seeds.with(self.id, |place| {
-            place.taken = false;
-            place.seed.take()
-        });
-        // Outside the lock, as the last owner revokes regions.
-        if let Some(Some(seed)) = seed {
-            seed.revoke();
-        }
-    }
 }

@@ -6,7 +6,6 @@ use mitosis_core::wire::fork::{
     rpc_id, Chunk, Place, Preamble, SeedName, Status, Token, PREAMBLE_LEN,
 };
 use mitosis_core::wire::ErrorCode;
-use subtle::ConstantTimeEq;
 use zerocopy::byteorder::little_endian::U32;
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -86,21 +85,7 @@ impl Service for SeedService {
 impl SeedService {
     fn describe(&self, request: &[u8]) -> Result<Shared<Seed>, Status> {
         let name = SeedName::read_from_bytes(request).map_err(|_| Status::BadRequest)?;
-        self.seed(&name)
-    }
-
-    /// The seed that is named, if whoever names it may resume it.
-    fn seed(&self, name: &SeedName) -> Result<Shared<Seed>, Status> {
-        let seed = self.fork.seeds.find(name.id.get(), name.generation.get());
-        let seed = seed.ok_or(Status::NoSuchSeed)?;
-        // An administrator of a machine that belongs to the cluster may resume any seed; that the machine does belong, its
-        // session shows (wire.md §7.5).
-        let entitled = name.by_id.get() == 1 || bool::from(seed.capability.ct_eq(&name.capability));
-        if entitled {
-            Ok(seed)
-        } else {
-            Err(Status::NotEntitled)
-        }
+        self.fork.seeds.entitled(&name)
     }
 
     /// Pages are given only to those who have the descriptor, and with it the capability.
@@ -109,7 +94,7 @@ impl SeedService {
         if place.seed.by_id.get() != 0 {
             return Err(Status::NotEntitled);
         }
-        let seed = self.seed(&place.seed)?;
+        let seed = self.fork.seeds.entitled(&place.seed)?;
         Ok((place, seed))
     }
 

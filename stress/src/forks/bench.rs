@@ -1,4 +1,4 @@
-//! `make bench-fork`: remote fork beside `fork()` and perftest, on one pair of machines in one run.
+//! `make bench-fork`: remote fork beside `fork()`, perftest and CRIU, on one pair of machines in one run.
 //!
 //! As with `make bench-rpc`, what is compared is measured in turn, round after round, and what counts is the ratio of the
 //! medians.
@@ -29,6 +29,8 @@ const CHILD: usize = 1;
 const SIZES_MIB: [u64; 3] = [1, 16, 256];
 /// Of the memory of the last, what is walked over.
 const WALKED_PAGES: u64 = 64 << 8;
+/// How often in a round a process is prepared and forked, in turn: a fork() is over in a moment, which may be a bad one.
+const PREPARED: u32 = 5;
 /// Pages that are touched one by one.
 const TOUCHED: u64 = 1500;
 /// As long as the longest READ of a fault: 16 pages.
@@ -55,7 +57,7 @@ pub struct Arguments {
 /// What a row's ratio is to be.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Bound {
+pub(super) enum Bound {
     AtMost(f64),
     AtLeast(f64),
     /// It is shown.
@@ -116,8 +118,8 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     conclude(&setting, arguments.rounds, &cluster, rows)
 }
 
-struct Bench<'a> {
-    site: Site<'a>,
+pub(super) struct Bench<'a> {
+    pub(super) site: Site<'a>,
     rows: Vec<Row>,
 }
 
@@ -141,6 +143,7 @@ impl Bench<'_> {
         let stage = self.site.stage;
         watched(stage, hosts, None, |watch| {
             self.site.load_all(watch)?;
+            self.equip_for_criu()?;
             let mut parents = Vec::new();
             for (secret, mib) in SIZES_MIB.into_iter().enumerate() {
                 let secret = secret as u64;
@@ -170,14 +173,21 @@ impl Bench<'_> {
         for (parent, mib) in parents.iter_mut().zip(SIZES_MIB) {
             self.prepare(watch, parent, mib, ours_first)?;
         }
-        let mut seeds = Vec::new();
+        let (mut seeds, mut prepared_s) = (Vec::new(), Vec::new());
         for parent in parents.iter_mut() {
-            seeds.push(parent.prepare(watch)?.0);
+            let (seed, answer) = parent.prepare(watch)?;
+            seeds.push(seed);
+            prepared_s.push(answer.number("ns")? as f64 / 1e9);
         }
         let [small, middle, large] = &seeds[..] else {
             bail!("three seeds are needed");
         };
         self.resume(watch, small, large, ours_first)?;
+        for (index, seed) in [small, middle].into_iter().enumerate() {
+            let resumed_s = self.resumed_us(watch, seed)? / 1e6;
+            let ours = [prepared_s[index] + resumed_s, resumed_s];
+            self.beside_criu(SIZES_MIB[index], ours)?;
+        }
 
         let before = if ours_first {
             None
@@ -224,39 +234,55 @@ impl Bench<'_> {
         mib: u64,
         ours_first: bool,
     ) -> Result<()> {
-        let mut forked = None;
-        if !ours_first {
-            forked = Some(parent.ask(watch, "fork", "forked")?);
-        }
-        let (_, prepared) = parent.prepare(watch)?;
-        parent.ask(watch, "unprepare", "unprepared")?;
-        let forked = match forked {
-            Some(forked) => forked,
-            None => parent.ask(watch, "fork", "forked")?,
-        };
         let us = |ns: u64| ns as f64 / 1e3;
-        let took = us(prepared.number("ns")?);
-        let (returned, heard) = (us(forked.number("ns")?), us(forked.number("heard_ns")?));
+        let (mut prepared, mut frozen) = (Vec::new(), Vec::new());
+        let (mut forked, mut heard) = (Vec::new(), Vec::new());
+        for turn in 0..PREPARED {
+            for step in 0..2 {
+                if (step == 0) == (ours_first == (turn % 2 == 0)) {
+                    for (line, took) in [("prepare", &mut prepared), ("prepare wait", &mut frozen)]
+                    {
+                        let answer = parent.ask(watch, line, "prepared")?;
+                        took.push(us(answer.number("ns")?));
+                        parent.ask(watch, "unprepare", "unprepared")?;
+                    }
+                } else {
+                    let answer = parent.ask(watch, "fork", "forked")?;
+                    forked.push(us(answer.number("ns")?));
+                    heard.push(us(answer.number("heard_ns")?));
+                }
+            }
+        }
+        let median_of = |took: Vec<f64>| median(took.into_iter());
         self.add(
             &format!("prepare, {mib} MiB"),
             "fork()",
             "µs",
             Bound::AtMost(1.5),
-            took,
-            returned,
+            median_of(prepared),
+            median_of(forked),
         );
         self.add(
-            &format!("prepare, {mib} MiB"),
+            &format!("prepare, {mib} MiB, until it has frozen"),
             "fork(), until the copy runs",
             "µs",
             Bound::Open,
-            took,
-            heard,
+            median_of(frozen),
+            median_of(heard),
         );
         Ok(())
     }
 
     /// From before the seed is opened to the child's first own clock reading.
+    fn resumed_us(&self, watch: &mut Watch<'_>, seed: &SeedName) -> Result<f64> {
+        let (hosts, gid) = (self.site.hosts(), &self.site.gid);
+        let mut child = Walker::order(watch, hosts, CHILD, gid, seed, How::default())?;
+        let opened = child.hear(watch, "opened", super::walker::WALK)?;
+        let begun = child.hear(watch, "begun", super::walker::WALK)?;
+        child.end(watch)?;
+        Ok(opened.number("ns")? as f64 / 1e3 + begun.number("us")? as f64)
+    }
+
     fn resume(
         &mut self,
         watch: &mut Watch<'_>,
@@ -267,13 +293,7 @@ impl Bench<'_> {
         let mut took = [0.0; 2];
         let order = if large_first { [1, 0] } else { [0, 1] };
         for which in order {
-            let seed = [small, large][which];
-            let (hosts, gid) = (self.site.hosts(), &self.site.gid);
-            let mut child = Walker::order(watch, hosts, CHILD, gid, seed, How::default())?;
-            let opened = child.hear(watch, "opened", super::walker::WALK)?;
-            let begun = child.hear(watch, "begun", super::walker::WALK)?;
-            took[which] = opened.number("ns")? as f64 / 1e3 + begun.number("us")? as f64;
-            child.end(watch)?;
+            took[which] = self.resumed_us(watch, [small, large][which])?;
         }
         let [one, all] = took;
         self.add(
@@ -357,7 +377,7 @@ impl Bench<'_> {
         Ok(kib / 1024.0)
     }
 
-    fn add(
+    pub(super) fn add(
         &mut self,
         what: &str,
         beside: &str,

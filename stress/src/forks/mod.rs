@@ -3,6 +3,7 @@
 //! [`walker`] is such a process. [`faults`] is `make fork-faults`, [`bench`] is `make bench-fork`.
 
 pub mod bench;
+mod criu;
 pub mod faults;
 pub mod walker;
 

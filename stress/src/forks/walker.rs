@@ -1,6 +1,7 @@
 //! `stress/cpp/walker.cpp` on a host: a process with known memory that is forked to other hosts and does, wherever it is, what
 //! it is told.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure, Context, Result};
@@ -41,7 +42,23 @@ impl SeedName {
 #[derive(Clone, Debug)]
 pub struct Answer(String);
 
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl Answer {
+    /// Of what something else has said.
+    pub fn of(text: &str) -> Self {
+        Self(text.to_string())
+    }
+
+    /// Whether it has these words.
+    pub fn contains(&self, words: &str) -> bool {
+        self.0.contains(words)
+    }
+
     /// The text of a field.
     pub fn text(&self, name: &str) -> Result<&str> {
         let fields = self.0.split_whitespace();
@@ -222,7 +239,16 @@ impl Walker {
 
     /// Becomes a parent.
     pub fn prepare(&mut self, watch: &mut Watch<'_>) -> Result<(SeedName, Answer)> {
-        let answer = self.ask(watch, "prepare", "prepared")?;
+        self.prepare_by(watch, "prepare")
+    }
+
+    /// Becomes a parent whose copy does not freeze before it is told `let`.
+    pub fn hold(&mut self, watch: &mut Watch<'_>) -> Result<(SeedName, Answer)> {
+        self.prepare_by(watch, "hold")
+    }
+
+    fn prepare_by(&mut self, watch: &mut Watch<'_>, line: &str) -> Result<(SeedName, Answer)> {
+        let answer = self.ask(watch, line, "prepared")?;
         let seed = SeedName {
             service: SERVICE,
             id: answer.number("id")?,

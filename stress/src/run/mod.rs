@@ -56,6 +56,24 @@ impl Default for Deadlines {
     }
 }
 
+impl Deadlines {
+    /// For a cluster of which so many machines share a processor, and do each step at the same time. What a step is asked to
+    /// last, and the rest of a trace, take no longer for that.
+    pub fn of_shared_processors(machines: usize, processors: usize) -> Self {
+        let share = machines.div_ceil(processors.max(1)).max(1);
+        let share = u32::try_from(share).unwrap_or(u32::MAX);
+        let alone = Self::default();
+        Self {
+            command: alone.command.saturating_mul(share),
+            load: alone.load.saturating_mul(share),
+            ready: alone.ready.saturating_mul(share),
+            slack: alone.slack.saturating_mul(share),
+            unload: alone.unload.saturating_mul(share),
+            grace: alone.grace,
+        }
+    }
+}
+
 /// What a run is given.
 pub struct Plan<'a> {
     /// The run's name, for the report.

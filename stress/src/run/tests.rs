@@ -221,6 +221,18 @@ fn write(path: &Path, contents: impl AsRef<[u8]>) {
 }
 
 #[test]
+fn machines_that_share_processors_have_more_time() {
+    let alone = Deadlines::default();
+    for (machines, processors, share) in [(2, 2, 1), (3, 2, 2), (11, 2, 6), (11, 16, 1), (3, 0, 3)]
+    {
+        let deadlines = Deadlines::of_shared_processors(machines, processors);
+        assert_eq!(deadlines.command, alone.command * share);
+        assert_eq!(deadlines.unload, alone.unload * share);
+        assert_eq!(deadlines.grace, alone.grace);
+    }
+}
+
+#[test]
 fn a_good_run_passes_with_the_sums_of_its_clients() {
     let fake = Fake::new();
     let report = fake.run();

@@ -20,14 +20,14 @@ extern "C" {
 
 struct mitosis_prepare_options {
 	uint64_t lease_ms;	/* life of the seed; 0: until this process ends */
-	uint32_t flags;		/* MITOSIS_FREEZE_* */
+	uint32_t flags;		/* MITOSIS_FREEZE_*, MITOSIS_PREPARE_* */
 	uint32_t reserved;	/* 0 */
 };
 
 struct mitosis_seed {
 	struct mitosis_seed_id id;
 	struct mitosis_capability capability;
-	uint64_t descriptor_len;
+	uint64_t descriptor_len; /* this and the next two: 0 if it has not frozen yet */
 	uint32_t vmas;
 	uint32_t chunks;	/* of 2 MiB, with at least one page */
 	int32_t pid;		/* the frozen process; 0: not this process's */
@@ -39,6 +39,11 @@ struct mitosis_seed {
  * which freezes. Returns 0 with the seed, and then 1 in each child, of which
  * seed->child is the number; -1 if there is no seed. Where the process has
  * other threads, a child has only this one, as with fork(). Options may be NULL.
+ *
+ * As fork(), it does not wait until the copy has run, but for one that has
+ * something that cannot be carried. Whoever opens the seed, or queries it, waits.
+ * With MITOSIS_PREPARE_WAIT it returns when the seed has frozen, or with the reason
+ * why there is none.
  *
  * The seed lives as long as this process keeps /dev/mitosis open, which the
  * library sees to. It is a child process that a plain wait() does not see.

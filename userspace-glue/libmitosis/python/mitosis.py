@@ -39,6 +39,7 @@ __all__ = [
 DEFAULT_SERVICE = 2
 
 _FREEZE_STRICT_FILES = 1
+_PREPARE_WAIT = 2
 _OPEN_EAGER = 1
 _OPEN_PRIVATE = 2
 _RESUME_SKIP_FILES = 1
@@ -206,8 +207,13 @@ class SeedInfo:
     opened: int
 
 
-def prepare(lease_ms: int = 0, strict_files: bool = False) -> Union[Seed, Child]:
+def prepare(
+    lease_ms: int = 0, strict_files: bool = False, wait: bool = False
+) -> Union[Seed, Child]:
     """Makes a seed of this process; returns it, and again in each of its children a Child.
+
+    Does not wait until the seed has frozen, unless told to (strict_files does as well): its descriptor_len,
+    vmas and chunks may be 0 then.
 
     The copy is made by os.fork(), with Python's own handlers, so that a child has the thread that
     called this and no other.
@@ -217,7 +223,8 @@ def prepare(lease_ms: int = 0, strict_files: bool = False) -> Union[Seed, Child]
     _checked(_library.mitosis_token(ctypes.byref(token)))
     number = ctypes.c_uint32()
     seed = _Seed()
-    options = _Options(lease_ms=lease_ms)
+    waiting = _PREPARE_WAIT if wait or strict_files else 0
+    options = _Options(lease_ms=lease_ms, flags=waiting)
     pid = os.fork()
     if pid == 0:
         if _library.mitosis_freeze(token, flags, ctypes.byref(number)) != 1:

@@ -72,7 +72,8 @@ unsafe fn options(options: *const Options) -> Result<PrepareOptions, Error> {
         Some(options) if options.reserved != 0 => Err(INVALID),
         Some(options) => Ok(PrepareOptions {
             lease_ms: options.lease_ms,
-            strict_files: strict(options.flags)?,
+            strict_files: strict(options.flags & !uapi::PREPARE_WAIT)?,
+            wait: options.flags & uapi::PREPARE_WAIT != 0,
         }),
     }
 }

@@ -77,7 +77,7 @@ impl Device {
         }
     }
 
-    /// What is known of a seed of this machine.
+    /// What is known of a seed of this machine. Waits until it has frozen.
     pub fn query(&self, seed: SeedId) -> Result<SeedInfo, Error> {
         let mut info = SeedInfo {
             seed,
@@ -145,6 +145,7 @@ pub(crate) fn of_seed(what: &'static str, seed: SeedId, errno: i32) -> Error {
     match errno {
         libc::ENOENT => Error::NoSuchSeed { seed },
         libc::EACCES | libc::EPERM => Error::NotEntitled { seed },
+        libc::EINPROGRESS => Error::NotYet { seed },
         errno => Error::System { what, errno },
     }
 }

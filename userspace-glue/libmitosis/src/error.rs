@@ -77,6 +77,11 @@ pub enum Error {
         /// Which.
         seed: SeedId,
     },
+    /// The seed's process takes a minute and more to freeze.
+    NotYet {
+        /// Which.
+        seed: SeedId,
+    },
     /// The seed is not the caller's, or the capability is not the seed's.
     NotEntitled {
         /// Which.
@@ -161,6 +166,7 @@ impl Error {
             Self::NoThreadId => libc::ENOSYS,
             Self::OtherKey { .. } => libc::EKEYREJECTED,
             Self::NoSuchSeed { .. } => libc::ENOENT,
+            Self::NotYet { .. } => libc::EINPROGRESS,
             Self::Exhausted => libc::ENOBUFS,
             Self::Descriptor(_) => libc::EBADMSG,
             Self::OtherKernel(_) | Self::OtherVdso => libc::ENOEXEC,
@@ -202,7 +208,13 @@ impl fmt::Display for Error {
             ),
             Self::NoSuchSeed { seed } => write!(
                 f,
-                "there is no seed {}.{}: it was unprepared, its lease is over, or its owner ended",
+                "there is no seed {}.{}: it was unprepared, its lease is over, its owner ended, or its process did \
+                 not freeze, of which the log of its machine says more",
+                seed.id, seed.generation
+            ),
+            Self::NotYet { seed } => write!(
+                f,
+                "the process of seed {}.{} has not frozen yet: does something hold it up after fork()?",
                 seed.id, seed.generation
             ),
             Self::NotEntitled { seed } => write!(

@@ -75,7 +75,7 @@ impl Image {
                     bytes.resize(call.descriptor_len as usize, 0);
                 }
                 Err(libc::ENOBUFS | libc::ENOMEM) => return Err(Error::Exhausted),
-                Err(errno @ (libc::ENOENT | libc::EACCES | libc::EPERM)) => {
+                Err(errno @ (libc::ENOENT | libc::EACCES | libc::EPERM | libc::EINPROGRESS)) => {
                     return Err(of_seed("opening a seed", seed, errno));
                 }
                 Err(errno @ (libc::EINVAL | libc::EFAULT)) => {

@@ -16,8 +16,10 @@ use crate::uapi::{self, Freeze, SeedId};
 pub struct PrepareOptions {
     /// How long it lives, in ms; 0: as long as this process.
     pub lease_ms: u64,
-    /// Refuses open files that no child could have, instead of leaving them out.
+    /// Refuses open files that no child could have, instead of leaving them out. Waits as well.
     pub strict_files: bool,
+    /// Returns when the seed has frozen, or with the reason why there is none.
+    pub wait: bool,
 }
 
 /// A seed that this process has prepared. It lives until [`Seed::unprepare`], its lease's end, or
@@ -30,11 +32,11 @@ pub struct Seed {
     pub capability: Capability,
     /// The frozen process.
     pub pid: i32,
-    /// Length of its descriptor in bytes.
+    /// Length of its descriptor in bytes; 0 if it had not frozen yet.
     pub descriptor_len: u64,
-    /// How many mappings it has.
+    /// How many mappings it has; likewise.
     pub vmas: u32,
-    /// In how many chunks of 2 MiB it has pages.
+    /// In how many chunks of 2 MiB it has pages; likewise.
     pub chunks: u32,
 }
 
@@ -68,6 +70,9 @@ pub enum Prepared {
 /// Makes a seed of the calling process: a copy by `fork()`, with its handlers, which freezes.
 /// Returns here with the seed, and again in each of its children.
 ///
+/// As `fork()`, it does not wait until the copy has run, unless that has something that cannot be
+/// carried, or the options say so. Whoever opens the seed, or queries it, waits for it.
+///
 /// The seed is a child process of the caller, but the kernel hides it from a plain `wait()`.
 ///
 /// # Safety
@@ -76,6 +81,8 @@ pub enum Prepared {
 pub unsafe fn prepare(options: &PrepareOptions) -> Result<Prepared, Error> {
     let device = Device::open()?;
     let token = token()?;
+    // The copy's is at the same place: what it cannot do is said here.
+    thread_id_place()?;
     // SAFETY: by this function's contract.
     let pid = checked("fork", i64::from(unsafe { libc::fork() }))? as i32;
     if pid == 0 {
@@ -89,8 +96,8 @@ pub unsafe fn prepare(options: &PrepareOptions) -> Result<Prepared, Error> {
     await_frozen(device, token, pid, options).map(Prepared::Parent)
 }
 
-/// The parent's half: waits until the process `pid`, a child of this one that calls [`freeze`] with
-/// `token`, has frozen.
+/// The parent's half: the seed that the process `pid` becomes, a child of this one that calls [`freeze`]
+/// with `token`.
 pub fn await_frozen(
     device: Device,
     token: u64,
@@ -100,6 +107,11 @@ pub fn await_frozen(
     let mut call = uapi::Prepare {
         token,
         pid,
+        flags: if options.wait || options.strict_files {
+            uapi::PREPARE_WAIT
+        } else {
+            0
+        },
         lease_ms: options.lease_ms,
         ..uapi::Prepare::default()
     };

@@ -4,10 +4,11 @@
 //! each, without anything being loaded anew that the scenario itself did not end, a process is forked to every machine and proves
 //! all of its memory right; then no module has anything left, no kernel log anything to find, and the machines have the RDMA resources
 //! that they had before. [`absence`] takes seeds, machines and the network away, [`shortage`] memory, [`refusals`] asks for what
-//! is not to be had, and [`cycles`] takes nothing away: it forks many times, and looks for what is left.
+//! is not to be had, [`late`] for what is not there yet, and [`cycles`] takes nothing away: it forks many times, and looks for what is left.
 
 mod absence;
 mod cycles;
+mod late;
 mod refusals;
 mod shortage;
 
@@ -147,6 +148,7 @@ fn plans<'s>() -> Vec<Plan<'s>> {
         },
         plan("few pages are kept", false, Forks::few_pages_kept),
         plan("what is refused", true, Forks::refused),
+        plan("a copy that freezes late, or never", true, Forks::late),
         plan("a hostile machine's descriptors", true, Forks::hostile),
         plan("another cluster key", true, Forks::other_key),
         plan("cycles of fork, proof and exit", false, Forks::cycles),
@@ -335,7 +337,19 @@ impl<'a> Forks<'a> {
         words: &str,
     ) -> Result<()> {
         let (hosts, gid) = (self.site.hosts(), &self.site.gid);
-        let mut child = Walker::order(watch, hosts, host, gid, seed, Default::default())?;
+        let child = Walker::order(watch, hosts, host, gid, seed, Default::default())?;
+        self.hears_no(watch, row, child, words)
+    }
+
+    /// A child that was ordered is told no, in these words.
+    fn hears_no(
+        &self,
+        watch: &mut Watch<'_>,
+        row: &mut Row,
+        mut child: Walker,
+        words: &str,
+    ) -> Result<()> {
+        let host = child.host;
         let status = child.status(watch, WALK)?;
         let said: Vec<&str> = child
             .said(watch)
