@@ -40,7 +40,7 @@ impl Bench<'_> {
     pub(super) fn equip_for_criu(&self) -> Result<()> {
         for index in [PARENT, CHILD] {
             let host = &self.site.hosts()[index];
-            host.copy(SCRIPT.into(), "criu.sh", self.site.limit())?;
+            host.copy(SCRIPT.as_bytes(), "criu.sh", self.site.limit())?;
             self.criu_does(index, "warm")?;
         }
         Ok(())
