@@ -73,7 +73,7 @@ faults() {
 # Whatever modules were made last, a run brings those up to date: the plain ones are made again at the end.
 checksums() {
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-checksum.toml &&
-        run 6.12 VM_MTU=1024 && run 6.12 VM_MTU=2048 payload_size=65536 window=4 && faults --only damaged
+        run 6.12 VM_MTU=1024 window=4 && run 6.12 VM_MTU=2048 payload_size=65536 && faults --only damaged
     code=$?
     $cargo run --quiet --locked --package mitosis-stress -- build templates-build/template-build-rpc-bench.toml &&
         return $code

@@ -283,7 +283,7 @@ impl Caller<'_> {
             &mut slots,
             message_len,
             shared.test.thread_count,
-            |datagram_len, credits| {
+            |datagram_len, slots, credits| {
                 let key = u64::from(shared.test.session_id_base.wrapping_add(self.index));
                 ClientConfig {
                     // The document's session id in the lower half; chance in the upper, so that no two share a key.
@@ -291,7 +291,7 @@ impl Caller<'_> {
                     nonce: random(),
                     cluster_key: shared.test.cluster_key,
                     datagram_len,
-                    slots: window as u16,
+                    slots,
                     credits,
                     max_message_len: message_len,
                     rto_initial_ns: RTO_INITIAL_NS,

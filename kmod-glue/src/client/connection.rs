@@ -69,8 +69,8 @@ struct Exchange {
 
 impl<'a> Connection<'a> {
     /// A queue pair on `route` for messages of `message_len` bytes, one of `threads` that this machine has, and a session that
-    /// is not yet asked for, with as many calls at a time as there are `slots`. `config` is told the longest datagram and how
-    /// many credits to ask for.
+    /// is not yet asked for, with as many calls at a time as there are `slots`, or as its credits carry. `config` is told the
+    /// longest datagram, and how many slots and credits to ask for.
     pub fn new(
         route: &'a Route,
         event: &'a Event,
@@ -78,9 +78,19 @@ impl<'a> Connection<'a> {
         slots: &'a mut [CallSlot],
         message_len: u32,
         threads: u32,
-        config: impl FnOnce(u16, u16) -> ClientConfig,
+        config: impl FnOnce(u16, u16, u16) -> ClientConfig,
     ) -> Result<Connection<'a>, CallerFailure> {
         let kernel = |step| move |errno| CallerFailure::Kernel(step, errno);
+        let datagram_len = endpoint::datagram_len(route.port());
+        let part_len = u32::from(datagram_len)
+            .saturating_sub(HEADER_LEN as u32)
+            .max(1);
+        let share = (SHARED_CREDITS / threads.max(1)).clamp(MIN_CREDITS, MAX_CREDITS);
+        let parts = message_len.div_ceil(part_len).max(1);
+        let credits = parts.saturating_mul(slots.len() as u32).clamp(1, share);
+        // More calls than the credits carry would only wait, and their messages take room in caches.
+        let calls = credits.div_ceil(parts) as usize;
+        let slots = slots.get_mut(..calls).ok_or(CallerFailure::Misuse)?;
         let buffer = || PagedBuffer::new(route.pd(), message_len as usize);
         let exchanges = Table::try_new(slots.len(), |_| {
             Ok(Exchange {
@@ -91,18 +101,11 @@ impl<'a> Connection<'a> {
             })
         })
         .map_err(kernel("cannot allocate message buffers"))?;
-        let datagram_len = endpoint::datagram_len(route.port());
-        let part_len = u32::from(datagram_len)
-            .saturating_sub(HEADER_LEN as u32)
-            .max(1);
-        let share = (SHARED_CREDITS / threads.max(1)).clamp(MIN_CREDITS, MAX_CREDITS);
-        let parts = message_len.div_ceil(part_len).max(1);
-        let credits = parts.saturating_mul(slots.len() as u32).clamp(1, share);
         let buffers = credits * BUFFERS_A_CREDIT;
         let endpoint = Endpoint::open(route.port(), route.pd(), event, buffers)
             .map_err(kernel("cannot create a queue pair"))?;
         Ok(Connection {
-            client: Client::new(config(datagram_len, credits as u16), slots),
+            client: Client::new(config(datagram_len, calls as u16, credits as u16), slots),
             endpoint,
             exchanges,
             maker: Maker::default(),
