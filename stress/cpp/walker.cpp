@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <fcntl.h>
@@ -119,13 +120,13 @@ public:
                 return words >> value ? value : otherwise;
             };
             if (what == "end") return;
-            else if (what == "fork") fork_here();
             else if (what == "prepare") {
                 std::string how;
                 words >> how;
                 prepare(how == "wait" ? MITOSIS_PREPARE_WAIT : 0);
             }
             else if (what == "unprepare") unprepare();
+            else if (what == "compare") compare(number(1));
             else if (what == "hold") hold();
             else if (what == "let") let();
             else if (what == "kill") kill_held();
@@ -170,8 +171,38 @@ private:
         say(line.str());
     }
 
-    // What prepare has to be compared with.
-    void fork_here() {
+    // Forks, prepares, and prepares until it has frozen, in turn, and says the medians.
+    void compare(std::size_t times) {
+        std::vector<std::uint64_t> forked, heard, named, frozen;
+        for (std::size_t i = 0; i < times; ++i) {
+            const auto [returned, ran] = fork_once();
+            forked.push_back(returned);
+            heard.push_back(ran);
+            named.push_back(prepare_once(0));
+            frozen.push_back(prepare_once(MITOSIS_PREPARE_WAIT));
+        }
+        const auto median = [](std::vector<std::uint64_t>& each) {
+            std::sort(each.begin(), each.end());
+            return std::to_string(each[each.size() / 2]);
+        };
+        say("compared: ns=" + median(named) + " frozen_ns=" + median(frozen) + " forked_ns=" + median(forked) +
+            " heard_ns=" + median(heard));
+    }
+
+    // Nobody resumes what it makes.
+    std::uint64_t prepare_once(std::uint32_t flags) {
+        const mitosis_prepare_options options{0, flags, 0};
+        mitosis_seed seed{};
+        const std::uint64_t begun = now_ns();
+        const int who = mitosis_prepare(&options, &seed);
+        const std::uint64_t took = now_ns() - begun;
+        if (who != 0 || mitosis_unprepare(&seed) != 0)
+            throw std::runtime_error(std::string("cannot be prepared and unprepared: ") + mitosis_error());
+        return took;
+    }
+
+    // How long fork() takes until it returns, and until the copy runs.
+    std::pair<std::uint64_t, std::uint64_t> fork_once() {
         int ends[2];
         if (pipe(ends) != 0) fail("pipe");
         const std::uint64_t begun = now_ns();
@@ -189,7 +220,7 @@ private:
         if (waitpid(pid, &status, 0) != pid || status != 0) fail("the copy's end");
         close(ends[0]);
         close(ends[1]);
-        say("forked: ns=" + std::to_string(forked - begun) + " heard_ns=" + std::to_string(heard - begun));
+        return {forked - begun, heard - begun};
     }
 
     void prepare(std::uint32_t flags) {

@@ -30,7 +30,7 @@ const SIZES_MIB: [u64; 3] = [1, 16, 256];
 /// Of the memory of the last, what is walked over.
 const WALKED_PAGES: u64 = 64 << 8;
 /// How often in a round a process is prepared and forked, in turn: a fork() is over in a moment, which may be a bad one.
-const PREPARED: u32 = 5;
+const PREPARED: u32 = 41;
 /// Pages that are touched one by one.
 const TOUCHED: u64 = 1500;
 /// As long as the longest READ of a fault: 16 pages.
@@ -171,7 +171,7 @@ impl Bench<'_> {
         ours_first: bool,
     ) -> Result<()> {
         for (parent, mib) in parents.iter_mut().zip(SIZES_MIB) {
-            self.prepare(watch, parent, mib, ours_first)?;
+            self.prepare(watch, parent, mib)?;
         }
         let (mut seeds, mut prepared_s) = (Vec::new(), Vec::new());
         for parent in parents.iter_mut() {
@@ -227,48 +227,24 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn prepare(
-        &mut self,
-        watch: &mut Watch<'_>,
-        parent: &mut Walker,
-        mib: u64,
-        ours_first: bool,
-    ) -> Result<()> {
-        let us = |ns: u64| ns as f64 / 1e3;
-        let (mut prepared, mut frozen) = (Vec::new(), Vec::new());
-        let (mut forked, mut heard) = (Vec::new(), Vec::new());
-        for turn in 0..PREPARED {
-            for step in 0..2 {
-                if (step == 0) == (ours_first == (turn % 2 == 0)) {
-                    for (line, took) in [("prepare", &mut prepared), ("prepare wait", &mut frozen)]
-                    {
-                        let answer = parent.ask(watch, line, "prepared")?;
-                        took.push(us(answer.number("ns")?));
-                        parent.ask(watch, "unprepare", "unprepared")?;
-                    }
-                } else {
-                    let answer = parent.ask(watch, "fork", "forked")?;
-                    forked.push(us(answer.number("ns")?));
-                    heard.push(us(answer.number("heard_ns")?));
-                }
-            }
-        }
-        let median_of = |took: Vec<f64>| median(took.into_iter());
+    fn prepare(&mut self, watch: &mut Watch<'_>, parent: &mut Walker, mib: u64) -> Result<()> {
+        let compared = parent.ask(watch, &format!("compare {PREPARED}"), "compared")?;
+        let us = |name: &str| Ok::<_, anyhow::Error>(compared.number(name)? as f64 / 1e3);
         self.add(
             &format!("prepare, {mib} MiB"),
             "fork()",
             "µs",
             Bound::AtMost(1.5),
-            median_of(prepared),
-            median_of(forked),
+            us("ns")?,
+            us("forked_ns")?,
         );
         self.add(
             &format!("prepare, {mib} MiB, until it has frozen"),
             "fork(), until the copy runs",
             "µs",
             Bound::Open,
-            median_of(frozen),
-            median_of(heard),
+            us("frozen_ns")?,
+            us("heard_ns")?,
         );
         Ok(())
     }

@@ -102,6 +102,13 @@ pub(super) fn evaluate(reached: &Reached<'_>, watch: &mut Watch<'_>, report: &mu
     report.totals = Figures::Containers(sum);
 }
 
+/// The lowest throughput since a container came to its end: before the first one, there is nothing that could fall.
+fn lowest(lines: &[f64]) -> Option<f64> {
+    let begun = lines.iter().position(|&per_s| per_s > 0.0);
+    let lines = lines.get(begun.unwrap_or_default()..)?;
+    lines.iter().copied().reduce(f64::min)
+}
+
 /// What is wrong with a host's figures.
 fn look_at(name: &str, total: &Total, printed: &Printed, watch: &mut Watch<'_>) {
     if total.verified == 0 {
@@ -126,8 +133,7 @@ fn look_at(name: &str, total: &Total, printed: &Printed, watch: &mut Watch<'_>) 
         );
         watch.find(name, Kind::Accounting, line);
     }
-    let lowest = printed.throughput.iter().copied().reduce(f64::min);
-    match lowest {
+    match lowest(&printed.throughput) {
         Some(lowest) if lowest >= LEAST_PER_S => {}
         Some(lowest) => {
             let line = format!(
@@ -136,5 +142,18 @@ fn look_at(name: &str, total: &Total, printed: &Printed, watch: &mut Watch<'_>) 
             watch.find(name, Kind::Unsteady, line);
         }
         None => watch.find(name, Kind::Unsteady, "it reported no throughput"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn throughput_falls_from_where_it_was() {
+        assert_eq!(lowest(&[0.0, 0.0, 0.2, 3.0]), Some(0.2));
+        assert_eq!(lowest(&[0.0, 3.0, 0.0, 3.0]), Some(0.0));
+        assert_eq!(lowest(&[0.0, 0.0]), Some(0.0));
+        assert_eq!(lowest(&[]), None);
     }
 }
