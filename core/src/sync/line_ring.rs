@@ -420,9 +420,10 @@ impl<M: Memory> Receiver<M> {
         // A length that is shorter than a header or longer than a line is out of the ordinary, if it is one at all.
         let len = (kind & MAX_LEN as u64) as usize;
         let payload_len = len.wrapping_sub(LEAD_LEN);
+        let fits = (0..=COMMON_PAYLOAD * WORD).contains(&payload_len);
         let place = words.first_chunk_mut::<{ LEAD_WORDS + COMMON_PAYLOAD }>();
         match place {
-            Some(place) if kind >> LEN_BITS == COMMON && payload_len <= COMMON_PAYLOAD * WORD => {
+            Some(place) if kind >> LEN_BITS == COMMON && fits => {
                 read_common(first, &mut self.last, place);
                 #[cfg(rdma_loom)]
                 first.witness.with(|_| ());
