@@ -333,15 +333,17 @@ impl Caller<'_> {
         let shared = self.shared;
         let mut silence_ns = SILENCE_NS;
         loop {
-            while let Some(slot) = connection.free_slot() {
+            let mut over = false;
+            while let (Some(slot), false) = (connection.free_slot(), over) {
                 connection.make_request(slot)?;
                 let now = now_ns();
-                if now >= end_ns || shared.stop.wanted() {
-                    break;
+                over = now >= end_ns || shared.stop.wanted();
+                if !over {
+                    connection.call(now, slot, shared.test.rpc_id)?;
                 }
-                connection.call(now, slot, shared.test.rpc_id)?;
             }
-            if connection.under_way().is_empty() {
+            // A session that has closed has no call under way either, but that is still to be told.
+            if over && connection.under_way().is_empty() {
                 return Ok(SessionEnd::Finished);
             }
             match connection.wait(silence_ns)? {

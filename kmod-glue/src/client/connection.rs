@@ -307,7 +307,7 @@ impl<'a> Connection<'a> {
                 if let Ok(Some(event)) = self.client.handle_datagram(now_ns(), received.datagram) {
                     match take(event, received.datagram, &mut self.exchanges)? {
                         Some(Waited::Replied(slots)) => replied.0 |= slots.0,
-                        happened => self.after = happened.or(self.after.take()),
+                        happened => self.after = self.after.take().or(happened),
                     }
                 }
             }

@@ -2,8 +2,8 @@
 //!
 //! The main thread resolves the server once and starts `thread_count` callers ([`caller`]). Each has a queue pair and a
 //! session of its own ([`connection`]) and calls synchronously (the document's remark 3), or keeps a window of calls under
-//! way where `window` asks for more than one; the resolved way to the server is shared. When all are connected they start together, and the main thread prints the machine's throughput once every
-//! interval, and the sums at the end ([`totals`]).
+//! way where `window` asks for more than one; the resolved way to the server is shared. When all are connected they start
+//! together, and the main thread prints the machine's throughput once every interval, and the sums at the end ([`totals`]).
 
 mod caller;
 mod connection;

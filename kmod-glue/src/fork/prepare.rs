@@ -109,30 +109,21 @@ fn complain(fork: &Fork, me: &ffi::Identity, title: Title, refusal: Refusal, err
         return;
     };
     let (id, generation, pid) = (title.id, title.generation, me.pid);
-    match refusal.reason {
-        0 => crate::warning!(
-            "seed ",
-            id,
-            ".",
-            generation,
-            " will not come, process ",
-            pid,
-            " could not freeze: ",
-            errno,
-            untold
-        ),
-        _ => crate::warning!(
-            "seed ",
-            id,
-            ".",
-            generation,
-            " will not come, process ",
-            pid,
-            " was refused: ",
-            refusal,
-            untold
-        ),
-    }
+    let (what, why): (&str, &dyn Part) = match refusal.reason {
+        0 => (" could not freeze: ", &errno),
+        _ => (" was refused: ", &refusal),
+    };
+    crate::warning!(
+        "seed ",
+        id,
+        ".",
+        generation,
+        " will not come, process ",
+        pid,
+        what,
+        *why,
+        untold
+    );
 }
 
 fn make(

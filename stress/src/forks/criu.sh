@@ -90,7 +90,6 @@ restore-lazily)
     ;;
 # check: the process walks over its memory, and ends.
 check)
-    begun=$(now)
     echo read >"$base/in"
     until_true grep -q walked: "$base/out"
     grep walked: "$base/out"

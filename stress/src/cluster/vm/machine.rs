@@ -102,7 +102,8 @@ impl Plan {
             // The longest ring that there is: datagrams that find no place in it are lost.
             let (mac, mtu) = (network::mac(self.number), self.link_mtu);
             qemu.arg("-device").arg(format!(
-                "virtio-net-pci,rx_queue_size=1024,netdev=net,mac={mac},host_mtu={mtu},speed=10000,duplex=full,romfile="
+                "virtio-net-pci,netdev=net,rx_queue_size=1024,mac={mac},host_mtu={mtu},speed=10000,duplex=full,\
+                 romfile="
             ));
         }
         qemu
