@@ -303,6 +303,22 @@ impl<P> Template<P> {
     }
 }
 
+impl RunPass {
+    /// What follows the arguments: its optional parameters, as far as they have a value.
+    pub fn optional_arguments<'a>(
+        &'a self,
+        value: impl Fn(&str) -> Option<u64> + 'a,
+    ) -> impl Iterator<Item = String> + 'a {
+        self.optional.iter().filter_map(move |name| {
+            let value = value(name)?;
+            Some(match self.program {
+                Some(_) => format!("--{} {value}", name.replace('_', "-")),
+                None => format!("{name}={value}"),
+            })
+        })
+    }
+}
+
 impl Template<RunPass> {
     /// The first module that it loads, which stands for all that are made with it.
     pub fn first_module(&self) -> Option<&str> {

@@ -291,15 +291,15 @@ impl<'a> Faults<'a> {
     ) -> Result<()> {
         let (module, pass) = self.module_of(host)?;
         let base = run::session_id_bases(1).first().map(u64::to_string);
+        let number = |name: &str| {
+            let changed = changes.iter().find(|(changed, _)| *changed == name);
+            let given = self.setting.parameters.get(name);
+            changed.map(|&(_, value)| value).or(given.copied())
+        };
         let arguments = fill(&pass.arguments, |name| match name {
             "gid" => Some(self.gid.clone()),
             "random" => base.clone(),
-            _ => changes
-                .iter()
-                .find(|(changed, _)| *changed == name)
-                .map(|(_, value)| value)
-                .or(self.setting.parameters.get(name))
-                .map(u64::to_string),
+            _ => number(name).map(|value| value.to_string()),
         });
         let arguments = arguments.map_err(|name| {
             Refusal::of(format!(
@@ -307,7 +307,9 @@ impl<'a> Faults<'a> {
                 self.setting.template.path.display()
             ))
         })?;
-        self.insert(watch, host, module, &format!("{arguments} {more}"))
+        let optional: Vec<String> = pass.optional_arguments(number).collect();
+        let arguments = format!("{arguments} {} {more}", optional.join(" "));
+        self.insert(watch, host, module, &arguments)
     }
 
     fn insert(

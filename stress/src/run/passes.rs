@@ -163,13 +163,7 @@ fn script(
     let value = |name: &str| value(plan, prepared, given, host, name);
     let no_value = |name| format!("pass {:?}: no value for {{{name}}}", pass.name);
     let arguments = fill(&pass.arguments, value).map_err(no_value)?;
-    let optional = pass.optional.iter().filter_map(|name| {
-        let value = plan.parameters.get(name)?;
-        Some(match pass.program {
-            Some(_) => format!("--{} {value}", name.replace('_', "-")),
-            None => format!("{name}={value}"),
-        })
-    });
+    let optional = pass.optional_arguments(|name| plan.parameters.get(name).copied());
     // The key is a setting of the cluster, and no template has to know of it.
     let key = (pass.module.is_some() && !plan.cluster_key.is_empty())
         .then(|| format!("cluster_key={}", plan.cluster_key));
