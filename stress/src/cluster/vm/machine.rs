@@ -33,6 +33,11 @@ const MEMORY_DEBUGGING: &str =
 /// allocate with it where nothing debugs the allocator.
 const EMULATED: &str = "max,cx16=off,erms=off,fsrm=off";
 
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Of machines that give way: sixteen of them together weigh a fourth of one that does not.
+const NICENESS: &str = "19";
+
 /// How many lines of its console an error shows.
 const LAST_LINES: usize = 15;
 
@@ -44,6 +49,8 @@ pub(super) struct Plan {
     pub(super) number: usize,
     pub(super) accel: Accel,
     pub(super) cpus: usize,
+    /// Whether it leaves this machine's processors to others that want them.
+    pub(super) gives_way: bool,
     pub(super) memory_mib: usize,
     /// Of its network device, in bytes.
     pub(super) link_mtu: u32,
@@ -58,7 +65,13 @@ pub(super) struct Plan {
 
 impl Plan {
     fn command(&self) -> Command {
-        let mut qemu = Command::new("qemu-system-x86_64");
+        let mut qemu = if self.gives_way {
+            let mut nice = Command::new("nice");
+            nice.args(["-n", NICENESS, QEMU]);
+            nice
+        } else {
+            Command::new(QEMU)
+        };
         qemu.args([
             "-nodefaults",
             "-no-user-config",

@@ -115,6 +115,8 @@ impl VmCluster {
             .with_context(|| format!("cannot make {}", log_dir.display()))?;
         remove_old_logs(log_dir)?;
 
+        // All wait for the first machine, which serves: with a fair share beside sixteen clients it answers nobody in time.
+        let crowded = count * config.cpus > processors();
         let plan = |number: usize, accel| {
             let name = format!("val{number:02}");
             Plan {
@@ -123,6 +125,7 @@ impl VmCluster {
                 number,
                 accel,
                 cpus: config.cpus,
+                gives_way: crowded && number > 1,
                 memory_mib: config.memory_mib,
                 link_mtu: network::link_mtu(config.mtu),
                 debug: config.debug,
@@ -272,7 +275,7 @@ impl VmCluster {
         let total = indices.len();
         // A boot is nearly all computing: more at a time than this only get into each other's way. Eleven machines on
         // two busy processors took 95 s at once, and 47 s by threes.
-        let at_once = 1 + thread::available_parallelism().map_or(1, usize::from);
+        let at_once = 1 + processors();
         let mut queue = indices.iter().copied();
         let mut booting: Vec<Booting> = Vec::new();
         let mut up = 0;
@@ -380,6 +383,11 @@ impl Drop for VmCluster {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.shell);
     }
+}
+
+/// Of this machine, that its virtual machines share.
+fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn remove_old_logs(directory: &Path) -> Result<()> {
