@@ -37,9 +37,9 @@ start)
     mkfifo "$base/in"
     # Its number has to be free on the other machine too.
     echo 30000 >/proc/sys/kernel/ns_last_pid
-    setsid ./fork-walker "$1" "$2" small 0<>"$base/in" >"$base/out" 2>&1 &
-    until_true grep -q ready "$base/out"
-    pidof fork-walker | tr ' ' '\n' | sort -n | tail -n 1 >"$base/pid"
+    # It notes its number itself: of other walkers some may still be about.
+    setsid sh -c 'echo "$$" >"$0/pid"; exec ./fork-walker "$@" small 0<>"$0/in" >"$0/out" 2>&1' "$base" "$1" "$2" &
+    until_true grep -qs ready "$base/out"
     ;;
 # receive: makes ready for what `send` sends; returns once it listens.
 receive)
