@@ -143,6 +143,8 @@ struct mitosis_open_file {
 int mitosis_each_vma(int (*take)(void *, const struct mitosis_vma *),
 		     void *context);
 int mitosis_each_chunk(int (*take)(void *, u64 chunk), void *context);
+int mitosis_each_recent(int (*take)(void *, u64 chunk, const u64 *touched),
+			void *context);
 int mitosis_each_file(int (*take)(void *, const struct mitosis_open_file *),
 		      void *context);
 u32 mitosis_process_vma_flags(struct pid *pid, u32 *count);
@@ -227,7 +229,7 @@ struct mitosis_fork_parameters {
 	u32 service_id;
 	u32 prefetch;
 	u32 cache_pages;
-	u32 reserved;
+	u32 warm_pages;
 	struct mitosis_text cluster_key;
 };
 

@@ -18,6 +18,9 @@ MODULE_PARM_DESC(prefetch, "Pages read with one that was touched (1 to 16)");
 static unsigned int cache_pages = 262144;
 module_param(cache_pages, uint, 0444);
 MODULE_PARM_DESC(cache_pages, "Pages of other machines' seeds that are kept for the next child");
+static unsigned int warm_pages = 512;
+module_param(warm_pages, uint, 0444);
+MODULE_PARM_DESC(warm_pages, "Pages that a seed touched last and that are read when it is opened, at most (0: none)");
 static char *cluster_key = "";
 module_param(cluster_key, charp, 0);
 MODULE_PARM_DESC(cluster_key, "What members of the cluster know: 32 hexadecimal digits; none: every peer is served");
@@ -90,6 +93,7 @@ static int __init mitosis_init(void)
 		.service_id = service_id,
 		.prefetch = prefetch_pages,
 		.cache_pages = cache_pages,
+		.warm_pages = warm_pages,
 		.cluster_key = mitosis_text(cluster_key),
 	};
 	int ret = mitosis_fork_start(&parameters);

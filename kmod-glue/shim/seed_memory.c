@@ -197,6 +197,86 @@ int mitosis_each_chunk(int (*take)(void *, u64 chunk), void *context)
 	return ret;
 }
 
+/* Pages of the present table of a chunk that are young, from `address` to `end`. */
+static bool mitosis_young(pmd_t *pmd, unsigned long address, unsigned long end,
+			  u64 *touched)
+{
+	bool found = false;
+	pmd_t table;
+
+	/* RCU keeps the table if its entry is emptied at this moment. */
+	rcu_read_lock();
+	table = pmdp_get_lockless(pmd);
+	if (!pmd_present(table) || pmd_trans_huge(table) || pmd_bad(table))
+		goto out;
+	for (; address < end; address += PAGE_SIZE) {
+		u32 slot = pte_index(address);
+		pte_t entry = READ_ONCE(*pte_offset_kernel(&table, address));
+
+		if (!pte_present(entry) || !pte_young(entry) ||
+		    pte_special(entry) || is_zero_pfn(pte_pfn(entry)))
+			continue;
+		touched[slot / 64] |= 1ULL << (slot % 64);
+		found = true;
+	}
+out:
+	rcu_read_unlock();
+	return found;
+}
+
+/*
+ * Chunks of which the caller has touched pages since it was forked, in order,
+ * each once: fork() makes what it copies old, and copies nothing of files.
+ * Around a page of a file the kernel maps its neighbours too, and has them young.
+ */
+int mitosis_each_recent(int (*take)(void *, u64 chunk, const u64 *touched),
+			void *context)
+{
+	struct mm_struct *mm = current->mm;
+	u64 touched[MITOSIS_CHUNK_PAGES / 64] = {};
+	struct vm_area_struct *vma;
+	u64 last = 0;
+	bool found = false;
+	VMA_ITERATOR(iterator, mm, 0);
+	int ret = 0;
+
+	mmap_read_lock(mm);
+	for_each_vma(iterator, vma) {
+		unsigned long address = vma->vm_start;
+		unsigned long next;
+
+		if (address >= TASK_SIZE_MAX)
+			break;
+		if ((vma->vm_ops && !mitosis_vma_is_file(vma)) ||
+		    (vma->vm_flags & (VM_IO | VM_PFNMAP | VM_HUGETLB)))
+			continue;
+		for (; address < vma->vm_end && !ret; address = next) {
+			u64 chunk = address >> MITOSIS_CHUNK_SHIFT;
+			pmd_t *pmd = mitosis_pmd(mm, address, &next);
+
+			if (next <= address)
+				break;
+			if (!pmd)
+				continue;
+			if (chunk != last && found) {
+				ret = take(context, last, touched);
+				memset(touched, 0, sizeof(touched));
+				found = false;
+			}
+			last = chunk;
+			if (mitosis_young(pmd, address,
+					  min(next, vma->vm_end), touched))
+				found = true;
+		}
+		if (ret)
+			break;
+	}
+	if (found && !ret)
+		ret = take(context, last, touched);
+	mmap_read_unlock(mm);
+	return ret;
+}
+
 struct mitosis_files {
 	int (*take)(void *context, const struct mitosis_open_file *file);
 	void *context;

@@ -19,10 +19,15 @@ pub mod rpc_id {
     pub const CHUNK: u32 = 0x103;
     /// [`Place`](super::Place), of a page, to the page's bytes.
     pub const PAGE: u32 = 0x104;
+    /// [`Place`](super::Place), of no number, to [`Recent`](super::Recent)s.
+    pub const RECENT: u32 = 0x105;
 }
 
 /// Pages in a chunk, and bits in its bitmaps.
 pub const CHUNK_PAGES: usize = 512;
+
+/// Most chunks in a reply to `RECENT`.
+pub const MAX_RECENT: usize = 16;
 
 /// Bytes in a page.
 pub const PAGE_LEN: usize = 4096;
@@ -157,7 +162,22 @@ impl Chunk {
     }
 }
 
-/// What precedes the bytes in the replies to `DESCRIBE` and `PAGE`.
+/// One of the chunks in the reply to `RECENT`: pages of it that the seed's process touched between its birth and its freezing,
+/// which its continuation is likely to touch first.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Recent {
+    /// The chunk's number.
+    pub number: U64,
+    /// Pages that were touched, a bit each.
+    pub touched: [U64; 8],
+    /// Where the chunk's pages can be read, or why not.
+    pub chunk: Chunk,
+}
+
+const _: () = assert!(size_of::<Recent>() == 216);
+
+/// What precedes the bytes in the replies to `DESCRIBE`, `PAGE` and `RECENT`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Preamble {

@@ -131,7 +131,7 @@ pub struct ForkParameters {
     pub service_id: u32,
     pub prefetch: u32,
     pub cache_pages: u32,
-    pub reserved: u32,
+    pub warm_pages: u32,
     pub cluster_key: Text,
 }
 
@@ -171,6 +171,10 @@ extern "C" {
 
     pub fn mitosis_each_vma(take: Take<*const Vma>, context: *mut c_void) -> c_int;
     pub fn mitosis_each_chunk(take: Take<u64>, context: *mut c_void) -> c_int;
+    pub fn mitosis_each_recent(
+        take: unsafe extern "C" fn(*mut c_void, u64, *const u64) -> c_int,
+        context: *mut c_void,
+    ) -> c_int;
     pub fn mitosis_each_file(take: Take<*const OpenFile>, context: *mut c_void) -> c_int;
     pub fn mitosis_collect(
         mm: *mut Mm,

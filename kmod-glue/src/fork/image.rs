@@ -6,16 +6,18 @@
 
 use mitosis_core::descriptor::{verify, Descriptor, VmaKind};
 use mitosis_core::sync::count::Tally;
+use mitosis_core::sync::gauge::Gauge;
 use mitosis_core::wire::fork::{
-    has_bit, native, rank, rpc_id, Chunk as Answer, Place, SeedName, Status, CHUNK_PAGES,
-    PREAMBLE_LEN,
+    has_bit, native, rpc_id, Chunk as Answer, Place, Recent, SeedName, Status, CHUNK_PAGES,
+    MAX_RECENT, PREAMBLE_LEN,
 };
 use zerocopy::byteorder::little_endian::U64;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::channel::Sink;
+use super::chunk::{Chunk, AHEAD};
 use super::complaints::Untold;
-use super::link::{Link, Read, READ_PAGES};
+use super::link::READ_PAGES;
 use super::lost::PageError;
 use super::machine::{Machine, MachineError, Request};
 use super::memory::PageRef;
@@ -32,81 +34,6 @@ const LOST_TOLD: u64 = 16;
 /// log2 of the pages in a chunk.
 const CHUNK_SHIFT: u32 = 9;
 
-/// A READ ahead of what was touched.
-struct Ahead {
-    read: Read,
-    /// Where the pages belong in the chunk.
-    slots: [u16; READ_PAGES],
-    count: usize,
-}
-
-/// What is known of a chunk.
-struct Chunk {
-    /// Whether the seed's machine has been asked.
-    known: bool,
-    rkey: u32,
-    address: u64,
-    present: [u64; 8],
-    elsewhere: [u64; 8],
-    pages: Table<Option<PageRef>>,
-    ahead: Option<Ahead>,
-}
-
-impl Chunk {
-    fn new() -> Result<Chunk, Errno> {
-        Ok(Chunk {
-            known: false,
-            rkey: 0,
-            address: 0,
-            present: [0; 8],
-            elsewhere: [0; 8],
-            pages: Table::try_new(CHUNK_PAGES, |_| Ok(None))?,
-            ahead: None,
-        })
-    }
-
-    fn cached(&self, slot: usize) -> Option<&PageRef> {
-        self.pages.get(slot).and_then(Option::as_ref)
-    }
-
-    /// The pages to read for `slot`: it and those after it that exist and are not here, up to `most`.
-    fn window(&self, slot: usize, most: usize) -> ([u16; READ_PAGES], usize) {
-        let mut slots = [0; READ_PAGES];
-        let mut count = 0;
-        for next in slot..CHUNK_PAGES {
-            if count == most.min(READ_PAGES) {
-                break;
-            }
-            if !has_bit(&self.present, next) {
-                continue;
-            }
-            if self.cached(next).is_some() {
-                break;
-            }
-            if let Some(place) = slots.get_mut(count) {
-                *place = next as u16;
-                count += 1;
-            }
-        }
-        (slots, count)
-    }
-
-    /// Puts pages that were read where they belong; how many.
-    fn keep(&mut self, pages: [Option<PageRef>; READ_PAGES], slots: &[u16], count: usize) -> u64 {
-        let mut kept = 0;
-        for (page, &slot) in pages.into_iter().zip(slots).take(count) {
-            let place = self.pages.get_mut(usize::from(slot));
-            if let (Some(page), Some(place)) = (page, place) {
-                if place.is_none() {
-                    *place = Some(page);
-                    kept += 1;
-                }
-            }
-        }
-        kept
-    }
-}
-
 /// Chunks of one group.
 struct Stripe {
     chunks: Table<Option<Owned<Chunk>>>,
@@ -121,6 +48,8 @@ pub struct Image {
     prefetch: usize,
     /// Whether each child gets pages of its own.
     private: bool,
+    /// Number of the chunk that READs lead into: they have come to the end of the one before it.
+    follow: Gauge,
     /// The chunk whose pages go next where there are too many.
     hand: Tally,
     bytes: Table<u8>,
@@ -220,6 +149,7 @@ impl Image {
             name: known,
             prefetch: prefetch.clamp(1, READ_PAGES),
             private,
+            follow: Gauge::new(u64::MAX),
             hand: Tally::new(),
             bytes,
             chunks,
@@ -237,6 +167,59 @@ impl Image {
     /// The seed's descriptor.
     pub fn descriptor(&self) -> Result<Descriptor<'_>, Errno> {
         Descriptor::parsed_before(&self.bytes).map_err(|_| Errno::INVALID)
+    }
+
+    /// Begins to read what the seed's process touched last, which its continuation is likely to touch first. What comes of it
+    /// is seen when a page is touched.
+    pub fn warm(&self, fork: &Fork) -> Result<(), PageError> {
+        let mut left = fork.warm_pages as usize;
+        if left == 0 {
+            return Ok(());
+        }
+        let mut reply = Table::zeroed(PREAMBLE_LEN + MAX_RECENT * size_of::<Recent>())?;
+        let mut make = |token| self.place(token, 0);
+        let mut sink = super::channel::Into::new(&mut reply);
+        self.machine
+            .call(fork, rpc_id::RECENT, &mut make, &mut sink)?;
+        let len = sink.len;
+        let preamble = reply.first_chunk().copied().unwrap_or([0xff; PREAMBLE_LEN]);
+        match status_of(&preamble) {
+            Status::Done => {}
+            status => return Err(PageError::Refused(status)),
+        }
+        let link = self.machine.link(fork)?;
+        let listed = reply.get(PREAMBLE_LEN..len).unwrap_or(&[]);
+        for bytes in listed.chunks_exact(size_of::<Recent>()) {
+            let Ok(recent) = Recent::ref_from_bytes(bytes) else {
+                break;
+            };
+            let Ok(index) = self.chunks.binary_search(&recent.number.get()) else {
+                continue;
+            };
+            let stripe = self.stripes.get(index % STRIPES);
+            let mut stripe = stripe.ok_or(PageError::Beyond)?.lock();
+            let chunk = chunk_of(&mut stripe, index / STRIPES)?;
+            if Status::from_u32(recent.chunk.status.get()) != Some(Status::Done) {
+                continue;
+            }
+            if !chunk.known {
+                chunk.learn(&recent.chunk);
+            }
+            let touched = native(&recent.touched);
+            let mut slot = 0;
+            while let Some(next) = chunk.present_from(slot) {
+                slot = next + 1;
+                if !has_bit(&touched, next) || chunk.is_here_or_comes(next) {
+                    continue;
+                }
+                if left == 0 || chunk.is_busy() {
+                    break;
+                }
+                let most = READ_PAGES.min(left);
+                left -= chunk.begin(link.clone(), next, most, Some(&touched))?;
+            }
+        }
+        Ok(())
     }
 
     /// The page with this number of the child's VMA that began as the descriptor's `vma`. `dropped` if the child has given
@@ -325,11 +308,7 @@ impl Image {
             Some(status) => return Err(PageError::Refused(status)),
             None => return Err(PageError::Unreachable(MachineError::Damaged)),
         }
-        chunk.rkey = answer.rkey.get();
-        chunk.address = answer.address.get();
-        chunk.present = native(&answer.present);
-        chunk.elsewhere = native(&answer.elsewhere);
-        chunk.known = true;
+        chunk.learn(&answer);
         Ok(())
     }
 
@@ -343,12 +322,12 @@ impl Image {
     ) -> Result<PageRef, PageError> {
         let mut again = true;
         loop {
-            let outcome = self.read_once(fork, slot, chunk);
+            let outcome = self.read_once(fork, number, slot, chunk);
             match outcome {
                 // A region may have been made anew, for a connection of another port, or a machine come back: ask once more.
                 Err(PageError::Read(_)) if again => {
                     again = false;
-                    chunk.ahead = None;
+                    chunk.abandon();
                     self.ask(fork, number >> CHUNK_SHIFT, chunk)?;
                     if !has_bit(&chunk.present, slot) {
                         return self.copy(fork, number);
@@ -359,49 +338,44 @@ impl Image {
         }
     }
 
-    fn read_once(&self, fork: &Fork, slot: usize, chunk: &mut Chunk) -> Result<PageRef, PageError> {
-        let expected = chunk.ahead.as_ref().is_some_and(|ahead| {
-            let slots = ahead.slots.iter().take(ahead.count);
-            slots.clone().any(|&ahead| usize::from(ahead) == slot)
-        });
-        if !expected {
-            // Not where the last READ was heading: this one alone, and nothing ahead of it until a second follows.
-            let sequential = slot > 0 && chunk.cached(slot - 1).is_some();
-            let link = self.machine.link(fork)?;
-            let ahead = self.begin(link, slot, chunk)?;
-            let last = last_slot(&ahead);
-            let ahead = chunk.ahead.replace(ahead);
-            // Of an earlier direction: what it brought may still be of use.
-            if let Some(ahead) = ahead {
-                self.settle(fork, ahead, chunk)?;
-            }
-            if !sequential {
-                return self.arrive(fork, slot, chunk, None);
-            }
-            return self.arrive(fork, slot, chunk, Some(last));
-        }
-        let last = chunk.ahead.as_ref().map(last_slot);
-        self.arrive(fork, slot, chunk, last)
-    }
-
-    /// Waits for what is ahead, which `slot` is part of, after beginning with what follows `last`.
-    fn arrive(
+    fn read_once(
         &self,
         fork: &Fork,
+        number: u64,
         slot: usize,
         chunk: &mut Chunk,
-        last: Option<usize>,
     ) -> Result<PageRef, PageError> {
-        let ahead = chunk.ahead.take();
-        if let (Some(last), Some(ahead)) = (last, ahead.as_ref()) {
-            let next = (last + 1..CHUNK_PAGES).find(|&next| has_bit(&chunk.present, next));
-            if let Some(next) = next.filter(|&next| chunk.cached(next).is_none()) {
-                // Where there is no memory for it, it is not read ahead.
-                chunk.ahead = self.begin(ahead.read.link(), next, chunk).ok();
+        let before = match chunk.awaited(slot) {
+            Some((before, true)) => before,
+            Some((before, false)) => {
+                chunk.depth = (chunk.depth * 2).clamp(1, AHEAD - 1);
+                before
+            }
+            None => {
+                let first = chunk.present_from(0) == Some(slot);
+                let follows = first && self.follow.value() == number >> CHUNK_SHIFT;
+                // Not where READs were heading: this one alone, and nothing ahead of it until a second follows.
+                chunk.depth = match (follows, chunk.goes_on(slot)) {
+                    (true, _) => AHEAD - 1,
+                    (_, true) => 1,
+                    _ => 0,
+                };
+                if chunk.is_busy() {
+                    self.settle(fork, chunk)?;
+                }
+                let link = self.machine.link(fork)?;
+                chunk.begin(link, slot, self.prefetch, None)?;
+                chunk.under_way() - 1
+            }
+        };
+        // What follows is begun before what is needed is waited for.
+        if let (Some(link), 1..) = (chunk.link(), chunk.depth) {
+            if chunk.read_ahead(&link, before + 1, self.prefetch) {
+                self.follow.set((number >> CHUNK_SHIFT) + 1);
             }
         }
-        if let Some(ahead) = ahead {
-            self.settle(fork, ahead, chunk)?;
+        for _ in 0..=before {
+            self.settle(fork, chunk)?;
         }
         fork.counters.faults_read.add(1);
         self.hand_out(fork, chunk, slot).ok_or(PageError::Beyond)
@@ -441,24 +415,10 @@ impl Image {
         }
     }
 
-    fn begin(&self, link: Shared<Link>, slot: usize, chunk: &Chunk) -> Result<Ahead, PageError> {
-        let (slots, count) = chunk.window(slot, self.prefetch);
-        let offset = rank(&chunk.present, slot) * PAGE_LEN;
-        let address = chunk.address.wrapping_add(offset as u64);
-        let read = Read::begin(link, count, address, chunk.rkey).map_err(|errno| {
-            if errno == Errno::NO_MEMORY {
-                PageError::NoMemory
-            } else {
-                PageError::Read(errno)
-            }
-        })?;
-        Ok(Ahead { read, slots, count })
-    }
-
-    fn settle(&self, fork: &Fork, ahead: Ahead, chunk: &mut Chunk) -> Result<(), PageError> {
-        let pages = ahead.read.finish().map_err(PageError::Read)?;
-        fork.counters.pages_read.add(ahead.count as u64);
-        let kept = chunk.keep(pages, &ahead.slots, ahead.count);
+    /// Waits for a chunk's first READ under way.
+    fn settle(&self, fork: &Fork, chunk: &mut Chunk) -> Result<(), PageError> {
+        let (read, kept) = chunk.settle()?;
+        fork.counters.pages_read.add(read);
         fork.counters.cached_pages.add(kept);
         self.make_room(fork);
         Ok(())
@@ -490,7 +450,7 @@ impl Image {
                 self.ask(fork, number, chunk)?;
             }
             for slot in 0..CHUNK_PAGES {
-                if has_bit(&chunk.present, slot) && chunk.cached(slot).is_none() {
+                if has_bit(&chunk.present, slot) && !chunk.has(slot) {
                     let page = (number << CHUNK_SHIFT) + slot as u64;
                     let page = self.read(fork, page, slot, chunk)?;
                     if let Some(place) = chunk.pages.get_mut(slot).filter(|_| self.private) {
@@ -508,7 +468,7 @@ impl Image {
         for stripe in self.stripes.iter() {
             let mut stripe = stripe.lock();
             for chunk in stripe.chunks.iter_mut().flatten() {
-                chunk.ahead = None;
+                chunk.abandon();
             }
         }
     }
@@ -576,11 +536,6 @@ impl Sink for Copied {
             .saturating_sub(PREAMBLE_LEN);
         body.is_empty() || self.page.write(at, body)
     }
-}
-
-fn last_slot(ahead: &Ahead) -> usize {
-    let last = ahead.count.saturating_sub(1);
-    ahead.slots.get(last).map_or(0, |&slot| usize::from(slot))
 }
 
 fn chunk_of<'s>(

@@ -68,6 +68,9 @@ impl Images {
             image: fresh.clone(),
             files: 1,
         });
+        drop(list);
+        // A child can do without.
+        let _ = fresh.warm(fork);
         Ok(fresh)
     }
 

@@ -4,7 +4,8 @@
 //! - [`prepare`] freezes a process, [`seed`] keeps what is frozen, [`seeds`] lets it be found, [`service`] lets other machines
 //!   ask for it.
 //! - [`machine`] is another machine: a [`channel`] to ask it, a [`link`] to read its memory.
-//! - [`image`] is another machine's seed here, with the pages that were fetched; [`resume`] makes a child of it.
+//! - [`image`] is another machine's seed here, with the pages that were fetched, each [`chunk`] for itself; [`resume`] makes a
+//!   child of it. What the seed touched last ([`recent`]) is fetched first.
 //!
 //! The state is one [`Fork`], from insmod to rmmod. While a file of the module is open, and while there are a seed or a child,
 //! rmmod is refused by the kernel, so that nothing here outlives it.
@@ -12,6 +13,7 @@
 pub mod arguments;
 pub mod calls;
 pub mod channel;
+mod chunk;
 pub mod clients;
 pub mod complaints;
 pub mod entry;
@@ -25,6 +27,7 @@ pub mod machine;
 pub mod memory;
 pub mod prepare;
 pub mod process;
+mod recent;
 pub mod resume;
 pub mod seed;
 pub mod seeds;
@@ -101,6 +104,8 @@ pub struct Fork {
     pub prefetch: u32,
     /// Pages of images to keep.
     pub cache_pages: u32,
+    /// Pages that a seed touched last to read when it is opened, at most.
+    pub warm_pages: u32,
     /// What the cluster knows.
     pub cluster_key: Option<ClusterKey>,
     /// Wanted by nobody: a process that looks for a machine gives up by itself.
@@ -200,6 +205,7 @@ fn start(parameters: &ffi::ForkParameters, key: &[u8]) -> Result<(), Errno> {
         service: parameters.service_id,
         prefetch: parameters.prefetch,
         cache_pages: parameters.cache_pages,
+        warm_pages: parameters.warm_pages,
         cluster_key,
         resolving: Stop::new(),
         devices: Mutex::new(Some(Shared::new(devices)?))?,

@@ -10,6 +10,7 @@ use mitosis_core::descriptor::{
 use super::clients::Client;
 use super::ffi::{self, vma_flag};
 use super::memory::Memory;
+use super::recent::Recent;
 use super::seed::{Name, Seed};
 use super::seeds::{Origin, Reserved, Title};
 use super::Fork;
@@ -162,7 +163,9 @@ fn make(
         uid: me.uid,
         comm: me.comm,
     };
-    let seed = Shared::new(Seed::new(&name, Memory::of_caller(me.pid)?, bytes, used)?)?;
+    let memory = Memory::of_caller(me.pid)?;
+    let recent = Recent::of_caller()?;
+    let seed = Shared::new(Seed::new(&name, memory, recent, bytes, used)?)?;
     // SAFETY: the caller is a process of its own, which ends as the seed.
     unsafe { ffi::mitosis_task_hide_from_wait() };
     reserved.publish(seed.clone())?;

@@ -9,6 +9,7 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 
 use super::link::{Region, Visitor};
 use super::memory::Memory;
+use super::recent::Recent;
 use super::seeds::{Lease, Origin, Title};
 use crate::errno::Errno;
 use crate::lock::Mutex;
@@ -57,6 +58,8 @@ pub struct Seed {
     pub born_ns: u64,
     /// Times that its descriptor was fetched.
     pub opened: Tally,
+    /// What it touched last.
+    pub recent: Recent,
     memory: Memory,
     descriptor: Table<u8>,
     descriptor_len: usize,
@@ -68,6 +71,7 @@ impl Seed {
     pub fn new(
         name: &Name,
         memory: Memory,
+        recent: Recent,
         descriptor: Table<u8>,
         descriptor_len: usize,
     ) -> Result<Seed, Errno> {
@@ -89,6 +93,7 @@ impl Seed {
             leased: Gauge::new(0),
             born_ns: now_ns(),
             opened: Tally::new(),
+            recent,
             memory,
             descriptor,
             descriptor_len,

@@ -3,10 +3,10 @@
 use core::ops::Deref;
 
 use mitosis_core::wire::fork::{
-    rpc_id, Chunk, Place, Preamble, SeedName, Status, Token, PREAMBLE_LEN,
+    rpc_id, Chunk, Place, Preamble, Recent, SeedName, Status, Token, PREAMBLE_LEN,
 };
 use mitosis_core::wire::ErrorCode;
-use zerocopy::byteorder::little_endian::U32;
+use zerocopy::byteorder::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::seed::Seed;
@@ -30,7 +30,7 @@ const REQUEST_LEN: usize = size_of::<Place>();
 
 impl Service for SeedService {
     fn knows(&self, id: u32) -> bool {
-        (rpc_id::PING..=rpc_id::PAGE).contains(&id)
+        (rpc_id::PING..=rpc_id::RECENT).contains(&id)
     }
 
     fn answer<'c>(
@@ -71,6 +71,7 @@ impl Service for SeedService {
                 let chunk = self.chunk(request).unwrap_or_else(Chunk::refused);
                 whole(room, &[chunk.as_bytes()])
             }
+            rpc_id::RECENT => self.recent(request, room),
             _ => match self.page(request) {
                 Ok(()) => whole(
                     room,
@@ -103,6 +104,35 @@ impl SeedService {
         let visitor = self.fork.visitors.find(place.token.get());
         let visitor = visitor.ok_or(Status::NotAttached)?;
         seed.chunk(place.number.get(), visitor.deref())
+    }
+
+    /// Chunks that the seed touched last, as many as there are.
+    fn recent(&self, request: &[u8], room: ReplyRoom<'_, '_>) -> Result<u32, Unanswered> {
+        let found = self.place(request).and_then(|(place, seed)| {
+            let visitor = self.fork.visitors.find(place.token.get());
+            Ok((seed, visitor.ok_or(Status::NotAttached)?))
+        });
+        let (seed, visitor) = match found {
+            Ok(found) => found,
+            Err(status) => return whole(room, &[preamble(status).as_bytes()]),
+        };
+        let len = PREAMBLE_LEN + seed.recent.iter().count() * size_of::<Recent>();
+        let buffer = room.of(len)?;
+        let mut written = buffer.write(0, preamble(Status::Done).as_bytes());
+        for (index, touched) in seed.recent.iter().enumerate() {
+            let chunk = seed.chunk(touched.chunk, visitor.deref());
+            let recent = Recent {
+                number: U64::new(touched.chunk),
+                touched: touched.pages.map(U64::new),
+                chunk: chunk.unwrap_or_else(Chunk::refused),
+            };
+            let at = PREAMBLE_LEN + index * size_of::<Recent>();
+            written = written && buffer.write(at, recent.as_bytes());
+        }
+        if !written {
+            return Err(ErrorCode::HandlerFailed.into());
+        }
+        u32::try_from(len).map_err(|_| ErrorCode::TooLarge.into())
     }
 
     fn page(&mut self, request: &[u8]) -> Result<(), Status> {
