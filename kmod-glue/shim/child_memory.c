@@ -35,6 +35,40 @@ struct mitosis_image_file {
 #define MITOSIS_PAGE_BITS 36
 #define MITOSIS_PAGE_MASK ((1ULL << MITOSIS_PAGE_BITS) - 1)
 
+/*
+ * Maps what is here around a page that was touched, so that it needs no fault.
+ * Only where nobody else can be in this address space: what another thread gives
+ * up at this moment must not come back, and nothing here would notice.
+ */
+static void mitosis_map_around(struct vm_fault *vmf,
+			       struct mitosis_image_file *image)
+{
+	struct vm_area_struct *vma = vmf->vma;
+	struct page *pages[MITOSIS_AROUND] = {};
+	u64 number = vmf->pgoff & MITOSIS_PAGE_MASK;
+	u64 from = number;
+	int i;
+
+	if ((vmf->flags & FAULT_FLAG_WRITE) || current->mm != vma->vm_mm ||
+	    atomic_read(&vma->vm_mm->mm_users) != 1)
+		return;
+	mitosis_image_around(image->image, vmf->pgoff >> MITOSIS_PAGE_BITS,
+			     number, pages, &from);
+	for (i = 0; i < MITOSIS_AROUND; i++) {
+		/* Numbers and addresses go up together in a mapping. */
+		unsigned long pgoff = vmf->pgoff + (from + i - number);
+		unsigned long address = (vmf->address & PAGE_MASK) +
+					((from + i - number) << PAGE_SHIFT);
+
+		if (!pages[i])
+			continue;
+		/* One that is mapped already, or lies beyond the mapping, is refused. */
+		if (!mitosis_child_dropped(vma->vm_private_data, pgoff))
+			vm_insert_page(vma, address, pages[i]);
+		put_page(pages[i]);
+	}
+}
+
 static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 {
 	struct mitosis_image_file *image = vmf->vma->vm_file->private_data;
@@ -46,6 +80,7 @@ static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 					  vmf->pgoff >> MITOSIS_PAGE_BITS,
 					  vmf->pgoff & MITOSIS_PAGE_MASK, ret, &page);
 	if (!ret) {
+		mitosis_map_around(vmf, image);
 		vmf->page = page;
 		return 0;
 	}
@@ -71,6 +106,8 @@ static int mitosis_image_mmap(struct file *file, struct vm_area_struct *vma)
 	flags |= image->flags & MITOSIS_VMA_EXEC ? VM_EXEC : 0;
 	flags |= image->flags & MITOSIS_VMA_GROWSDOWN ? VM_GROWSDOWN : 0;
 	flags |= image->flags & MITOSIS_VMA_DONTFORK ? VM_DONTCOPY : 0;
+	/* Pages are put into it that no file has. */
+	flags |= VM_MIXEDMAP;
 	mitosis_vma_flags_replace(vma, VM_READ | VM_WRITE | VM_EXEC, flags);
 	vma->vm_ops = &mitosis_vma_operations;
 	vma->vm_private_data = image->child;

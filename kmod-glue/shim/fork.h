@@ -223,6 +223,10 @@ long mitosis_image_resume(void *image, struct mitosis_image_file *file,
 			  u64 child);
 int mitosis_image_fault(void *image, u32 vma, u64 page_number, bool dropped,
 			struct page **page);
+/* Pages that are here around one that was touched: from `from`, which it sets. */
+#define MITOSIS_AROUND 32
+void mitosis_image_around(void *image, u32 vma, u64 page_number,
+			  struct page **pages, u64 *from);
 void mitosis_image_closed(void *image);
 
 struct mitosis_fork_parameters {

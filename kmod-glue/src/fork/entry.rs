@@ -5,7 +5,7 @@ use core::ffi::c_void;
 use super::arguments::{Call, Refused};
 use super::clients::Client;
 use super::ffi;
-use super::image::Image;
+use super::image::{Image, AROUND};
 use super::lost::PageError;
 use super::memory::PageRef;
 use super::{calls, fork, prepare, resume};
@@ -172,6 +172,25 @@ pub unsafe extern "C" fn mitosis_image_fault(
                 _ => Errno::IO.0,
             }
         }
+    }
+}
+
+/// Pages that are here around one that has been touched, with a reference on each.
+///
+/// # Safety
+/// As `mitosis_image_fault`; there is room for [`AROUND`] pages.
+#[no_mangle]
+pub unsafe extern "C" fn mitosis_image_around(
+    image: *mut c_void,
+    vma: u32,
+    number: u64,
+    pages: *mut [*mut ffi::Page; AROUND],
+    from: *mut u64,
+) {
+    // SAFETY: by this function's contract.
+    let (image, pages, from) = unsafe { (Shared::<Image>::peek(image), &mut *pages, &mut *from) };
+    if let (Some(fork), Some(image)) = (fork(), image) {
+        *from = image.around(fork, vma, number, pages);
     }
 }
 

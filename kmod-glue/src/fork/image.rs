@@ -6,7 +6,6 @@
 
 use mitosis_core::descriptor::{verify, Descriptor, VmaKind};
 use mitosis_core::sync::count::Tally;
-use mitosis_core::sync::gauge::Gauge;
 use mitosis_core::wire::fork::{
     has_bit, native, rpc_id, Chunk as Answer, Place, Recent, SeedName, Status, CHUNK_PAGES,
     MAX_RECENT, PREAMBLE_LEN,
@@ -15,9 +14,10 @@ use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::channel::Sink;
-use super::chunk::{Chunk, AHEAD};
+use super::chunk::Chunk;
 use super::complaints::Untold;
-use super::link::READ_PAGES;
+use super::ffi;
+use super::link::{Link, READ_PAGES};
 use super::lost::PageError;
 use super::machine::{Machine, MachineError, Request};
 use super::memory::PageRef;
@@ -29,6 +29,9 @@ use crate::warning;
 
 /// Chunks are guarded in so many groups, so that faults in different ones rarely meet.
 const STRIPES: usize = 64;
+/// Most pages that are mapped with one that was touched: those of its 64 KiB, as the kernel does it for files, and as many as a
+/// READ brings.
+pub const AROUND: usize = 32;
 /// Of how many pages of an image that are lost the log says each.
 const LOST_TOLD: u64 = 16;
 /// log2 of the pages in a chunk.
@@ -48,8 +51,6 @@ pub struct Image {
     prefetch: usize,
     /// Whether each child gets pages of its own.
     private: bool,
-    /// Number of the chunk that READs lead into: they have come to the end of the one before it.
-    follow: Gauge,
     /// The chunk whose pages go next where there are too many.
     hand: Tally,
     bytes: Table<u8>,
@@ -149,7 +150,6 @@ impl Image {
             name: known,
             prefetch: prefetch.clamp(1, READ_PAGES),
             private,
-            follow: Gauge::new(u64::MAX),
             hand: Tally::new(),
             bytes,
             chunks,
@@ -246,6 +246,45 @@ impl Image {
         self.page_of_chunk(fork, index, number, file)
     }
 
+    /// Puts pages that are here, around the one with this number but not that one, into `pages`; returns the first one's number.
+    pub fn around(
+        &self,
+        fork: &Fork,
+        vma: u32,
+        number: u64,
+        pages: &mut [*mut ffi::Page; AROUND],
+    ) -> u64 {
+        let from = number - number % (AROUND as u64 / 2);
+        let descriptor = self.descriptor().ok();
+        let vma = descriptor.and_then(|descriptor| descriptor.vma(vma as usize));
+        let Ok(index) = self.chunks.binary_search(&(number >> CHUNK_SHIFT)) else {
+            return from;
+        };
+        let stripe = self.stripes.get(index % STRIPES);
+        let (Some(vma), Some(mut stripe)) = (vma, stripe.map(Mutex::lock)) else {
+            return from;
+        };
+        let chunk = stripe.chunks.get_mut(index / STRIPES);
+        let Some(chunk) = chunk.and_then(Option::as_deref_mut) else {
+            return from;
+        };
+        let until = number + READ_PAGES as u64;
+        for (number_here, place) in (from..until).zip(pages) {
+            let address = number_here.saturating_mul(PAGE_LEN as u64);
+            let inside = address >= vma.start && address < vma.end;
+            let slot = number_here as usize % CHUNK_PAGES;
+            if number_here != number
+                && inside
+                && number_here >> CHUNK_SHIFT == number >> CHUNK_SHIFT
+            {
+                if let Some(page) = self.hand_out(fork, chunk, slot) {
+                    *place = page.into_raw();
+                }
+            }
+        }
+        from
+    }
+
     fn zeros(&self, fork: &Fork, file: bool) -> Result<PageRef, PageError> {
         if file {
             return Err(PageError::Beyond);
@@ -273,7 +312,7 @@ impl Image {
             self.ask(fork, number >> CHUNK_SHIFT, chunk)?;
         }
         if has_bit(&chunk.present, slot) {
-            return self.read(fork, number, slot, chunk);
+            return self.read(fork, index, slot, chunk);
         }
         if file || has_bit(&chunk.elsewhere, slot) {
             let page = self.copy(fork, number)?;
@@ -316,21 +355,22 @@ impl Image {
     fn read(
         &self,
         fork: &Fork,
-        number: u64,
+        index: usize,
         slot: usize,
         chunk: &mut Chunk,
     ) -> Result<PageRef, PageError> {
+        let &number = self.chunks.get(index).ok_or(PageError::Beyond)?;
         let mut again = true;
         loop {
-            let outcome = self.read_once(fork, number, slot, chunk);
+            let outcome = self.read_once(fork, index, slot, chunk);
             match outcome {
                 // A region may have been made anew, for a connection of another port, or a machine come back: ask once more.
                 Err(PageError::Read(_)) if again => {
                     again = false;
                     chunk.abandon();
-                    self.ask(fork, number >> CHUNK_SHIFT, chunk)?;
+                    self.ask(fork, number, chunk)?;
                     if !has_bit(&chunk.present, slot) {
-                        return self.copy(fork, number);
+                        return self.copy(fork, (number << CHUNK_SHIFT) + slot as u64);
                     }
                 }
                 outcome => return outcome,
@@ -341,25 +381,19 @@ impl Image {
     fn read_once(
         &self,
         fork: &Fork,
-        number: u64,
+        index: usize,
         slot: usize,
         chunk: &mut Chunk,
     ) -> Result<PageRef, PageError> {
         let before = match chunk.awaited(slot) {
             Some((before, true)) => before,
             Some((before, false)) => {
-                chunk.depth = (chunk.depth * 2).clamp(1, AHEAD - 1);
+                chunk.deepen();
                 before
             }
             None => {
-                let first = chunk.present_from(0) == Some(slot);
-                let follows = first && self.follow.value() == number >> CHUNK_SHIFT;
                 // Not where READs were heading: this one alone, and nothing ahead of it until a second follows.
-                chunk.depth = match (follows, chunk.goes_on(slot)) {
-                    (true, _) => AHEAD - 1,
-                    (_, true) => 1,
-                    _ => 0,
-                };
+                chunk.depth = usize::from(chunk.goes_on(slot));
                 if chunk.is_busy() {
                     self.settle(fork, chunk)?;
                 }
@@ -371,7 +405,7 @@ impl Image {
         // What follows is begun before what is needed is waited for.
         if let (Some(link), 1..) = (chunk.link(), chunk.depth) {
             if chunk.read_ahead(&link, before + 1, self.prefetch) {
-                self.follow.set((number >> CHUNK_SHIFT) + 1);
+                self.lead_on(fork, index, &link, chunk.depth);
             }
         }
         for _ in 0..=before {
@@ -415,6 +449,30 @@ impl Image {
         }
     }
 
+    /// Begins to read the chunk after this one, if the seed has one there, and nobody is looking at it.
+    fn lead_on(&self, fork: &Fork, index: usize, link: &Shared<Link>, depth: usize) {
+        let next = index + 1;
+        let (Some(here), Some(&number)) = (self.chunks.get(index), self.chunks.get(next)) else {
+            return;
+        };
+        if number != here + 1 {
+            return;
+        }
+        // Never waited for: whoever has it may be waiting for this one.
+        let stripe = self.stripes.get(next % STRIPES).and_then(Mutex::try_lock);
+        let Some(mut stripe) = stripe else { return };
+        let Ok(chunk) = chunk_of(&mut stripe, next / STRIPES) else {
+            return;
+        };
+        // What becomes of it, a fault there will say.
+        if !chunk.known && self.ask(fork, number, chunk).is_err() {
+            return;
+        }
+        if chunk.lead_from_start(depth) {
+            chunk.read_ahead(link, 0, self.prefetch);
+        }
+    }
+
     /// Waits for a chunk's first READ under way.
     fn settle(&self, fork: &Fork, chunk: &mut Chunk) -> Result<(), PageError> {
         let (read, kept) = chunk.settle()?;
@@ -451,8 +509,7 @@ impl Image {
             }
             for slot in 0..CHUNK_PAGES {
                 if has_bit(&chunk.present, slot) && !chunk.has(slot) {
-                    let page = (number << CHUNK_SHIFT) + slot as u64;
-                    let page = self.read(fork, page, slot, chunk)?;
+                    let page = self.read(fork, index, slot, chunk)?;
                     if let Some(place) = chunk.pages.get_mut(slot).filter(|_| self.private) {
                         *place = Some(page);
                         fork.counters.cached_pages.add(1);

@@ -174,6 +174,7 @@ const PARAMETERS: &[Parameter] = &[
         ],
     ),
     number(FORK, "cache_pages", ANY_NUMBER),
+    number(FORK, "warm_pages", ANY_NUMBER),
     text(FORK, "cluster_key", KEY),
 ];
 

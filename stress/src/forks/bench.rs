@@ -31,6 +31,8 @@ const SIZES_MIB: [u64; 3] = [1, 16, 256];
 const WALKED_PAGES: u64 = 64 << 8;
 /// How often in a round a process is prepared and forked, in turn: a fork() is over in a moment, which may be a bad one.
 const PREPARED: u32 = 41;
+/// How often in a round a child is made of either seed.
+const RESUME_TURNS: u32 = 4;
 /// How often in a round faults are measured, and single READs.
 const FAULT_TURNS: u32 = 3;
 /// Pages that are touched one by one.
@@ -184,7 +186,9 @@ impl Bench<'_> {
         let [small, middle, large] = &seeds[..] else {
             bail!("three seeds are needed");
         };
-        self.resume(watch, small, large, ours_first)?;
+        for turn in 0..RESUME_TURNS {
+            self.resume(watch, small, large, ours_first ^ (turn % 2 == 1))?;
+        }
         for (index, seed) in [small, middle].into_iter().enumerate() {
             let resumed_s = self.resumed_us(watch, seed)? / 1e6;
             let ours = [prepared_s[index] + resumed_s, resumed_s];

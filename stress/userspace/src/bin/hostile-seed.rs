@@ -13,7 +13,9 @@ use mitosis::address::RdmaAddress;
 use mitosis::verbs::{MemoryServer, Options};
 use mitosis::{Address, Server, ServerOptions};
 use mitosis_core::descriptor::MAX_DESCRIPTOR;
-use mitosis_core::wire::fork::{rpc_id, Chunk, SeedName, Status, PREAMBLE_LEN, QUEUE_HINT};
+use mitosis_core::wire::fork::{
+    rpc_id, Chunk, Recent, SeedName, Status, MAX_RECENT, PREAMBLE_LEN, QUEUE_HINT,
+};
 use mitosis_core::wire::resolution::Ask;
 use mitosis_fork::uapi::SeedId;
 use mitosis_fork::{Image, Machine, OpenOptions};
@@ -76,6 +78,16 @@ fn sum(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Everything is there, under a key that nobody gave.
+fn hostile_chunk() -> Chunk {
+    let mut chunk = Chunk::refused(Status::Done);
+    chunk.rkey = 0x1234_5678.into();
+    chunk.address = KERNEL.into();
+    chunk.present = [u64::MAX.into(); 8];
+    chunk.elsewhere = [u64::MAX.into(); 8];
+    chunk
+}
+
 /// The reply to whoever asks for the seed `id`.
 fn damaged(id: u32, honest: &[u8]) -> Vec<u8> {
     let mut status = Status::Done as u32;
@@ -126,6 +138,7 @@ fn serve(arguments: &Arguments) -> Result<(), String> {
     };
     let image = Image::open(machine, seed, None, &OpenOptions::default()).map_err(text)?;
     let honest = image.bytes().to_vec();
+    let chunks: Vec<u64> = image.descriptor().chunks().collect();
     drop(image);
 
     let place = |hint: u32| -> Result<Address, String> {
@@ -160,13 +173,24 @@ fn serve(arguments: &Arguments) -> Result<(), String> {
         Ok(())
     });
     server.register(rpc_id::CHUNK, |_, reply| {
-        // Everything is there, under a key that nobody gave.
-        let mut chunk = Chunk::refused(Status::Done);
-        chunk.rkey = 0x1234_5678.into();
-        chunk.address = KERNEL.into();
-        chunk.present = [u64::MAX.into(); 8];
-        chunk.elsewhere = [u64::MAX.into(); 8];
-        reply.extend_from_slice(chunk.as_bytes());
+        reply.extend_from_slice(hostile_chunk().as_bytes());
+        Ok(())
+    });
+    let mut asked = 0usize;
+    server.register(rpc_id::RECENT, move |_, reply| {
+        // Chunks that the seed has, twice, and some that it has not, under that key; at times more than may be listed.
+        asked += 1;
+        let count = MAX_RECENT + if asked % 2 == 0 { MAX_RECENT } else { 0 };
+        reply.resize(PREAMBLE_LEN, 0);
+        for index in 0..count {
+            let number = chunks.get(index / 2).copied().unwrap_or(u64::MAX >> index);
+            let recent = Recent {
+                number: number.into(),
+                touched: [u64::MAX.into(); 8],
+                chunk: hostile_chunk(),
+            };
+            reply.extend_from_slice(recent.as_bytes());
+        }
         Ok(())
     });
     server.register(rpc_id::PAGE, |_, reply| {
