@@ -132,6 +132,7 @@ public:
             else if (what == "kill") kill_held();
             else if (what == "share") share();
             else if (what == "spoil") spoil();
+            else if (what == "drop") drop();
             else if (what == "prove") prove(number(0));
             else if (what == "read" || what == "touch" || what == "write") {
                 const std::size_t first = number(0);
@@ -330,6 +331,32 @@ private:
     void spoil() {
         for (std::size_t page = 0; page < pages_; ++page) words_[page * kPageWords] ^= ~0ull;
         say("spoilt: pages=" + std::to_string(pages_));
+    }
+
+    // Gives up six pages of every thirty-two, before and after others near them are touched. Zeros are there then, also where
+    // nobody has looked before, and the other pages are what they were.
+    void drop() {
+        constexpr std::size_t kBlock = 32;
+        const std::size_t given_up[] = {7, 20};
+        std::size_t wrong = 0;
+        for (std::size_t block = 0; block < pages_; block += kBlock) {
+            const auto is = [&](std::size_t at, bool dropped) {
+                const volatile std::uint64_t* words = words_ + (block + at) * kPageWords;
+                const std::size_t last = kPageWords - 1;
+                const std::uint64_t first_word = dropped ? 0 : right(secret_, block + at, 0);
+                const std::uint64_t last_word = dropped ? 0 : right(secret_, block + at, last);
+                return words[0] == first_word && words[last] == last_word;
+            };
+            wrong += !is(2, false);
+            for (const std::size_t at : given_up)
+                if (madvise(words_ + (block + at) * kPageWords, 3 * 4096, MADV_DONTNEED) != 0) fail("madvise");
+            // The other way round: what is given up is near what has just been touched.
+            for (std::size_t at = kBlock; at-- > 0;) {
+                const bool dropped = (at >= 7 && at < 10) || (at >= 20 && at < 23);
+                wrong += !is(at, dropped);
+            }
+        }
+        say("walked: pages=" + std::to_string(pages_) + " wrong=" + std::to_string(wrong));
     }
 
     std::uint64_t* words_;

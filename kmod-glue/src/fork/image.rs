@@ -13,10 +13,11 @@ use mitosis_core::wire::fork::{
 use zerocopy::byteorder::little_endian::U64;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::channel::Sink;
+use super::channel::Into;
 use super::chunk::Chunk;
 use super::complaints::Untold;
 use super::ffi;
+use super::incoming::{status_of, Copied, Incoming};
 use super::link::{Link, READ_PAGES};
 use super::lost::PageError;
 use super::machine::{Machine, MachineError, Request};
@@ -62,44 +63,6 @@ pub struct Image {
     lost: Tally,
 }
 
-/// A descriptor on its way.
-struct Incoming {
-    preamble: [u8; PREAMBLE_LEN],
-    bytes: Table<u8>,
-    failed: bool,
-}
-
-impl Sink for Incoming {
-    fn take(&mut self, message_len: usize, offset: usize, bytes: &[u8]) -> bool {
-        let wanted = message_len.saturating_sub(PREAMBLE_LEN);
-        if offset == 0 && self.bytes.len() != wanted {
-            match Table::zeroed(wanted) {
-                Ok(table) => self.bytes = table,
-                Err(_) => self.failed = true,
-            }
-        }
-        if self.failed {
-            return false;
-        }
-        for (at, byte) in (offset..).zip(bytes) {
-            let place = match at.checked_sub(PREAMBLE_LEN) {
-                None => self.preamble.get_mut(at),
-                Some(at) => self.bytes.get_mut(at),
-            };
-            match place {
-                Some(place) => *place = *byte,
-                None => return false,
-            }
-        }
-        true
-    }
-}
-
-fn status_of(preamble: &[u8; PREAMBLE_LEN]) -> Status {
-    let word = preamble.first_chunk().copied().unwrap_or([0xff; 4]);
-    Status::from_u32(u32::from_le_bytes(word)).unwrap_or(Status::BadRequest)
-}
-
 impl Image {
     /// Fetches a seed's descriptor.
     pub fn fetch(
@@ -109,11 +72,7 @@ impl Image {
         prefetch: usize,
         private: bool,
     ) -> Result<Image, PageError> {
-        let mut incoming = Incoming {
-            preamble: [0; PREAMBLE_LEN],
-            bytes: Table::zeroed(0)?,
-            failed: false,
-        };
+        let mut incoming = Incoming::new()?;
         let request = Request::of(name.as_bytes());
         let mut make = |_| Request::of(request.bytes());
         machine.call(fork, rpc_id::DESCRIBE, &mut make, &mut incoming)?;
@@ -178,7 +137,7 @@ impl Image {
         }
         let mut reply = Table::zeroed(PREAMBLE_LEN + MAX_RECENT * size_of::<Recent>())?;
         let mut make = |token| self.place(token, 0);
-        let mut sink = super::channel::Into::new(&mut reply);
+        let mut sink = Into::new(&mut reply);
         self.machine
             .call(fork, rpc_id::RECENT, &mut make, &mut sink)?;
         let len = sink.len;
@@ -339,7 +298,7 @@ impl Image {
     fn ask(&self, fork: &Fork, number: u64, chunk: &mut Chunk) -> Result<(), PageError> {
         let mut answer = Answer::new_zeroed();
         let mut make = |token| self.place(token, number);
-        let mut sink = super::channel::Into::new(answer.as_mut_bytes());
+        let mut sink = Into::new(answer.as_mut_bytes());
         self.machine
             .call(fork, rpc_id::CHUNK, &mut make, &mut sink)?;
         match Status::from_u32(answer.status.get()) {
@@ -403,13 +362,18 @@ impl Image {
             }
         };
         // What follows is begun before what is needed is waited for.
+        let mut leads_on = None;
         if let (Some(link), 1..) = (chunk.link(), chunk.depth) {
             if chunk.read_ahead(&link, before + 1, self.prefetch) {
-                self.lead_on(fork, index, &link, chunk.depth);
+                leads_on = Some(link);
             }
         }
         for _ in 0..=before {
             self.settle(fork, chunk)?;
+        }
+        // The machine has just answered: a question does not keep this page waiting for one that is dead.
+        if let Some(link) = leads_on {
+            self.lead_on(fork, index, &link, chunk.depth);
         }
         fork.counters.faults_read.add(1);
         self.hand_out(fork, chunk, slot).ok_or(PageError::Beyond)
@@ -569,29 +533,6 @@ impl Image {
             *error,
             untold
         );
-    }
-}
-
-/// A page on its way, through a reply.
-struct Copied {
-    preamble: [u8; PREAMBLE_LEN],
-    page: PageRef,
-}
-
-impl Sink for Copied {
-    fn take(&mut self, message_len: usize, offset: usize, bytes: &[u8]) -> bool {
-        if message_len > PREAMBLE_LEN + PAGE_LEN {
-            return false;
-        }
-        let in_preamble = PREAMBLE_LEN.saturating_sub(offset);
-        let (head, body) = bytes.split_at_checked(in_preamble).unwrap_or((bytes, &[]));
-        for (place, byte) in self.preamble.iter_mut().skip(offset).zip(head) {
-            *place = *byte;
-        }
-        let at = offset
-            .saturating_add(head.len())
-            .saturating_sub(PREAMBLE_LEN);
-        body.is_empty() || self.page.write(at, body)
     }
 }
 

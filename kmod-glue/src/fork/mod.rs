@@ -21,6 +21,7 @@ pub mod entry;
 pub mod ffi;
 pub mod image;
 mod images;
+mod incoming;
 pub mod link;
 pub mod lost;
 pub mod machine;
