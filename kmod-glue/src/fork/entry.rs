@@ -116,8 +116,9 @@ pub unsafe extern "C" fn mitosis_image_resume(
 }
 
 /// How long a fault waits for the seed's machine before the try that is then under way is its last. A READ fails 4 s after
-/// the machine's last answer, and looking for the machine takes some 11 s (`cm::resolve`).
-const PATIENCE_NS: u64 = 15_000_000_000;
+/// the machine's last answer, and looking for the machine takes some 11 s (`cm::resolve`): one look, whichever of the two is
+/// a little shorter.
+const PATIENCE_NS: u64 = 10_000_000_000;
 /// Between two tries.
 const TRY_AGAIN_NS: u64 = 200_000_000;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Result};
 
 use super::{Forks, Row, BUS_ERROR};
-use crate::forks::walker::{SeedName, Walker, WALK};
+use crate::forks::walker::{How, SeedName, Walker, WALK};
 use crate::forks::PARENT;
 use crate::klog::watch::{Patience, Watch};
 use crate::scene::STEP;
@@ -92,7 +92,13 @@ impl Forks<'_> {
         let second = Duration::from_secs(1);
         let (parent, seed) = self.site.parent(watch, MIB)?;
         let mut far = self.site.child(watch, FAR, &seed)?;
-        let mut near = self.site.child(watch, NEAR, &seed)?;
+        // What is read ahead of it does not last a second.
+        let how = How {
+            prefetch: 1,
+            ..How::default()
+        };
+        let (hosts, gid) = (self.site.hosts(), &self.site.gid);
+        let (mut near, _) = Walker::resume(watch, hosts, NEAR, gid, &seed, how)?;
         far.tell(watch, "read")?;
         self.begin_walk(watch, &mut near, "read")?;
         let since = Instant::now();
