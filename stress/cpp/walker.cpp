@@ -133,6 +133,7 @@ public:
             else if (what == "share") share();
             else if (what == "spoil") spoil();
             else if (what == "drop") drop();
+            else if (what == "handle") handle();
             else if (what == "prove") prove(number(0));
             else if (what == "read" || what == "touch" || what == "write") {
                 const std::size_t first = number(0);
@@ -356,6 +357,48 @@ private:
                 wrong += !is(at, dropped);
             }
         }
+        say("walked: pages=" + std::to_string(pages_) + " wrong=" + std::to_string(wrong));
+    }
+
+    // How many of `count` pages at `place`, which were those from `first` on, are not what they were.
+    std::size_t wrong_at(const std::uint64_t* place, std::size_t first, std::size_t count) const {
+        std::size_t wrong = 0;
+        for (std::size_t page = 0; page < count; ++page) {
+            const volatile std::uint64_t* words = place + page * kPageWords;
+            for (std::size_t i = 0; i < kPageWords; i += kPageWords - 1)
+                wrong += words[i] != right(secret_, first + page, i);
+        }
+        return wrong;
+    }
+
+    // Protects, moves and shares memory that has been touched, and such that has not. Nothing of it may change.
+    void handle() {
+        constexpr std::size_t kSome = 96;
+        std::size_t wrong = wrong_at(words_, 0, kSome / 2);
+        if (mprotect(words_, kSome * 4096, PROT_READ) != 0) fail("mprotect");
+        wrong += wrong_at(words_, 0, kSome);
+        if (mprotect(words_, kSome * 4096, PROT_READ | PROT_WRITE) != 0) fail("mprotect");
+        for (int turn = 0; turn < 2; ++turn)
+            for (std::size_t page = 0; page < kSome; ++page) words_[page * kPageWords] ^= ~0ull;
+        wrong += wrong_at(words_, 0, kSome);
+
+        std::uint64_t* const home = words_ + kSome * kPageWords;
+        wrong += wrong_at(home, kSome, kSome / 4);
+        void* away = mmap(nullptr, kSome * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (away == MAP_FAILED) fail("mmap");
+        constexpr int kThere = MREMAP_MAYMOVE | MREMAP_FIXED;
+        if (mremap(home, kSome * 4096, kSome * 4096, kThere, away) != away) fail("mremap");
+        wrong += wrong_at(static_cast<std::uint64_t*>(away), kSome, kSome / 2);
+        if (mremap(away, kSome * 4096, kSome * 4096, kThere, home) != home) fail("mremap");
+        wrong += wrong_at(home, kSome, kSome);
+
+        const pid_t pid = fork();
+        if (pid < 0) fail("fork");
+        if (pid == 0) _exit(wrong_at(words_, 0, pages_) == 0 ? 0 : 1);
+        int status = 0;
+        if (waitpid(pid, &status, 0) != pid) fail("waitpid");
+        wrong += status != 0;
+        wrong += wrong_at(words_, 0, pages_);
         say("walked: pages=" + std::to_string(pages_) + " wrong=" + std::to_string(wrong));
     }
 

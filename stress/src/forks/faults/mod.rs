@@ -147,7 +147,7 @@ fn plans<'s>() -> Vec<Plan<'s>> {
             )
         },
         plan("few pages are kept", false, Forks::few_pages_kept),
-        plan("pages are given up", true, Forks::given_up),
+        plan("memory is given up, and moved", true, Forks::given_up),
         plan("what is refused", true, Forks::refused),
         plan("a copy that freezes late, or never", true, Forks::late),
         plan("a hostile machine's descriptors", true, Forks::hostile),
