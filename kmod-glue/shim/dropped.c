@@ -75,6 +75,15 @@ static void mitosis_note(struct mitosis_child *child, unsigned long first,
 	}
 }
 
+/*
+ * Whether the caller holds an address space's mappings for writing. A semaphore's
+ * owner is the writer; readers have bit 0 set, and bit 1 is about spinning.
+ */
+static bool mitosis_holds_mappings(struct mm_struct *mm)
+{
+	return (atomic_long_read(&mm->mmap_lock.owner) & ~2L) == (long)current;
+}
+
 static int mitosis_invalidated(struct mmu_notifier *notifier,
 			       const struct mmu_notifier_range *range)
 {
@@ -84,6 +93,13 @@ static int mitosis_invalidated(struct mmu_notifier *notifier,
 	VMA_ITERATOR(iterator, range->mm, range->start);
 
 	if (range->event != MMU_NOTIFY_CLEAR)
+		return 0;
+	/*
+	 * Where a mapping is split, the kernel tells of all of the huge page that
+	 * might be there, and takes nothing away. Pages are given up by whoever
+	 * holds the mappings for reading; with a mapping that ends, by another event.
+	 */
+	if (mitosis_holds_mappings(range->mm))
 		return 0;
 	/*
 	 * Whoever changes page tables holds a lock on the mappings that they
