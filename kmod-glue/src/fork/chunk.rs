@@ -24,13 +24,13 @@ fn set(bitmap: &mut Bitmap, slot: usize, value: bool) {
 }
 
 /// A READ under way.
-pub struct Ahead {
+struct Ahead {
     read: Read,
     /// Where its pages belong.
     slots: [u16; READ_PAGES],
     count: usize,
     /// Whether the seed's machine had it read, and not the order of faults.
-    pub advised: bool,
+    advised: bool,
 }
 
 impl Ahead {
@@ -153,11 +153,12 @@ impl Chunk {
     pub fn lead_from_start(&mut self, depth: usize) -> bool {
         let first = self.present_from(0);
         let wanted = first.is_some_and(|first| !self.is_here_or_comes(first));
-        if wanted && self.under_way() == 0 {
-            self.next = first;
-            self.depth = depth;
+        if !wanted || self.under_way() > 0 {
+            return false;
         }
-        wanted && self.under_way() == 0
+        self.next = first;
+        self.depth = depth;
+        true
     }
 
     /// How many READs are under way.

@@ -4,10 +4,12 @@
 //! each, without anything being loaded anew that the scenario itself did not end, a process is forked to every machine and proves
 //! all of its memory right; then no module has anything left, no kernel log anything to find, and the machines have the RDMA resources
 //! that they had before. [`absence`] takes seeds, machines and the network away, [`shortage`] memory, [`refusals`] asks for what
-//! is not to be had, [`late`] for what is not there yet, and [`cycles`] takes nothing away: it forks many times, and looks for what is left.
+//! is not to be had, [`late`] for what is not there yet. [`handled`] and [`cycles`] take nothing away: children give up, protect
+//! and move their memory, or are forked many times, and what is left is looked for.
 
 mod absence;
 mod cycles;
+mod handled;
 mod late;
 mod refusals;
 mod shortage;
@@ -147,7 +149,7 @@ fn plans<'s>() -> Vec<Plan<'s>> {
             )
         },
         plan("few pages are kept", false, Forks::few_pages_kept),
-        plan("memory is given up, and moved", true, Forks::given_up),
+        plan("memory is given up, and moved", true, Forks::handled),
         plan("what is refused", true, Forks::refused),
         plan("a copy that freezes late, or never", true, Forks::late),
         plan("a hostile machine's descriptors", true, Forks::hostile),

@@ -1,4 +1,4 @@
-//! Machines and containers that have not got the memory that children want, and memory that children do not want any more.
+//! Machines and containers that have not got the memory that children want.
 
 use std::time::Instant;
 
@@ -124,24 +124,6 @@ impl Forks<'_> {
         row.scenario.told.push(told);
         for mut child in children {
             child.walk(watch, "read")?;
-            child.end(watch)?;
-            row.verified += 1;
-        }
-        self.site.retire(watch, parent)
-    }
-
-    pub(super) fn given_up(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
-        let (parent, seed) = self.site.parent(watch, 4)?;
-        // The second finds all that the first has left there.
-        for _ in 0..2 {
-            let mut child = self.site.child(watch, NEAR, &seed)?;
-            child.walk(watch, "drop")?;
-            child.end(watch)?;
-            row.verified += 1;
-        }
-        for line in ["handle", "read"] {
-            let mut child = self.site.child(watch, NEAR, &seed)?;
-            child.walk(watch, line)?;
             child.end(watch)?;
             row.verified += 1;
         }
