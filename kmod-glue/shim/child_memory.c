@@ -87,7 +87,24 @@ static vm_fault_t mitosis_vma_fault(struct vm_fault *vmf)
 	return ret == -ENOMEM ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
 }
 
+/*
+ * What has a name of its own is dumped with a process, whether it was written or
+ * not: the kernel would leave out what the child has not written, as a file's.
+ */
+static const char *mitosis_vma_name(struct vm_area_struct *vma)
+{
+	return "[mitosis]";
+}
+
 static const struct vm_operations_struct mitosis_vma_operations = {
+	.open = mitosis_child_vma_opened,
+	.close = mitosis_child_vma_closed,
+	.fault = mitosis_vma_fault,
+	.name = mitosis_vma_name,
+};
+
+/* A file's that cannot be written: dumped where the process asks for such. */
+static const struct vm_operations_struct mitosis_vma_file_operations = {
 	.open = mitosis_child_vma_opened,
 	.close = mitosis_child_vma_closed,
 	.fault = mitosis_vma_fault,
@@ -109,7 +126,9 @@ static int mitosis_image_mmap(struct file *file, struct vm_area_struct *vma)
 	/* Pages are put into it that no file has. */
 	flags |= VM_MIXEDMAP;
 	mitosis_vma_flags_replace(vma, VM_READ | VM_WRITE | VM_EXEC, flags);
-	vma->vm_ops = &mitosis_vma_operations;
+	vma->vm_ops = (image->flags & MITOSIS_VMA_FILE) && !(flags & VM_WRITE) ?
+			      &mitosis_vma_file_operations :
+			      &mitosis_vma_operations;
 	vma->vm_private_data = image->child;
 	mitosis_child_hold(image->child);
 	return 0;

@@ -16,7 +16,6 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -25,22 +24,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "handled.h"
+#include "known.h"
 #include "mitosis_fork.h"
 
 namespace {
 
-constexpr std::size_t kPageWords = 512;
-constexpr std::uint64_t kStep = 0x9e3779b97f4a7c15;
 constexpr std::size_t kProgress = 512;  // pages between two lines that say how far it is
 constexpr int kAttempts = 20;           // at a process whose addresses leave room for the seed's vdso
 constexpr char kAttempt[] = "WALKER_ATTEMPT";
-
-std::uint64_t mix(std::uint64_t value) {
-    value += kStep;
-    value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9;
-    value = (value ^ (value >> 27)) * 0x94d049bb133111eb;
-    return value ^ (value >> 31);
-}
 
 std::uint64_t now_ns() {
     timespec now{};
@@ -50,8 +42,6 @@ std::uint64_t now_ns() {
 
 // Microseconds, as many as a child's number has room for.
 std::uint32_t now_us() { return static_cast<std::uint32_t>(now_ns() / 1000); }
-
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
 
 void write_all(int fd, const std::string& text, const char* what) {
     for (std::size_t at = 0; at < text.size();) {
@@ -75,10 +65,6 @@ bool hear(std::string& line) {
     }
 }
 
-std::uint64_t right(std::uint64_t secret, std::size_t page, std::size_t word) {
-    return mix(secret ^ page) + kStep * word;
-}
-
 // A checksum of pages in which each word's place counts.
 class Sum {
 public:
@@ -97,17 +83,7 @@ private:
 
 class Walker {
 public:
-    Walker(std::size_t mib, std::uint64_t secret, bool small) : pages_((mib << 20) / 4096), secret_(secret) {
-        // Whole chunks, so that the kernel may use huge pages.
-        constexpr std::size_t kChunk = 2 << 20;
-        void* raw = mmap(nullptr, (mib << 20) + kChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (raw == MAP_FAILED) fail("mmap");
-        const auto address = (reinterpret_cast<std::uintptr_t>(raw) + kChunk - 1) / kChunk * kChunk;
-        words_ = reinterpret_cast<std::uint64_t*>(address);
-        if (small && madvise(words_, mib << 20, MADV_NOHUGEPAGE) != 0) fail("madvise");
-        for (std::size_t page = 0; page < pages_; ++page)
-            for (std::size_t i = 0; i < kPageWords; ++i) words_[page * kPageWords + i] = right(secret_, page, i);
-    }
+    Walker(std::size_t mib, std::uint64_t secret, bool small) : memory_(mib, secret, small) {}
 
     // Until it is told to end, or its input ends.
     void obey() {
@@ -132,12 +108,16 @@ public:
             else if (what == "kill") kill_held();
             else if (what == "share") share();
             else if (what == "spoil") spoil();
-            else if (what == "drop") drop();
-            else if (what == "handle") handle();
+            else if (what == "drop") found(give_up(memory_));
+            else if (what == "handle") found(handle(memory_));
+            else if (what == "threads") found(touch_by_threads(memory_));
+            else if (what == "trace") found(trace_a_copy(memory_));
+            else if (what == "dump") found(dump_a_copy(memory_));
+            else if (what == "exec") exec_anew();
             else if (what == "prove") prove(number(0));
             else if (what == "read" || what == "touch" || what == "write") {
                 const std::size_t first = number(0);
-                const std::size_t count = std::min<std::size_t>(number(pages_), pages_);
+                const std::size_t count = std::min<std::size_t>(number(memory_.pages()), memory_.pages());
                 const std::size_t stride = std::max<std::size_t>(number(1), 1);
                 walk(what, first, count, stride);
             } else throw std::runtime_error("walker: what is " + line + "?");
@@ -151,17 +131,17 @@ private:
         each.reserve(count);
         std::size_t wrong = 0, walked = 0;
         const std::uint64_t begun = now_ns();
-        for (std::size_t page = first; page < pages_ && walked < count; page += stride, ++walked) {
-            volatile std::uint64_t* words = words_ + page * kPageWords;
+        for (std::size_t page = first; page < memory_.pages() && walked < count; page += stride, ++walked) {
+            volatile std::uint64_t* words = memory_.at(page);
             const std::uint64_t before = now_ns();
             if (what == "write") words[7] = words[7] ^ before;
             const std::uint64_t found = words[0];
             const std::uint64_t after = now_ns();
             each.push_back(after - before);
             if (what == "write") words[7] = words[7] ^ before;
-            bool right_page = found == right(secret_, page, 0);
+            bool right_page = found == memory_.right(page, 0);
             if (what != "touch")
-                for (std::size_t i = 1; i < kPageWords; ++i) right_page &= words[i] == right(secret_, page, i);
+                for (std::size_t i = 1; i < kPageWords; ++i) right_page &= words[i] == memory_.right(page, i);
             wrong += !right_page;
             if (what != "touch" && (walked + 1) % kProgress == 0) say("at: page=" + std::to_string(page));
         }
@@ -171,6 +151,16 @@ private:
         line << "walked: pages=" << walked << " wrong=" << wrong << " ns=" << took
              << " median_ns=" << (each.empty() ? 0 : each[each.size() / 2]);
         say(line.str());
+    }
+
+    void found(std::size_t wrong) {
+        say("walked: pages=" + std::to_string(memory_.pages()) + " wrong=" + std::to_string(wrong));
+    }
+
+    // Becomes a program with memory of its own, which a child may as anybody.
+    [[noreturn]] void exec_anew() {
+        execl("/proc/self/exe", "fork-walker", "1", "1", static_cast<char*>(nullptr));
+        fail("exec");
     }
 
     // Forks, prepares, and prepares until it has frozen, in turn, and says the medians.
@@ -319,92 +309,22 @@ private:
     // From what is found in each page, of which every fourth is written to before.
     void prove(std::uint64_t nonce) {
         for (int turn = 0; turn < 2; ++turn)
-            for (std::size_t page = 0; page < pages_; page += 4) {
-                volatile std::uint64_t* words = words_ + page * kPageWords;
+            for (std::size_t page = 0; page < memory_.pages(); page += 4) {
+                volatile std::uint64_t* words = memory_.at(page);
                 words[7] = words[7] ^ nonce;
             }
         Sum sum;
-        for (std::size_t i = 0; i < pages_ * kPageWords; ++i) sum.word(words_[i]);
+        for (std::size_t i = 0; i < memory_.pages() * kPageWords; ++i) sum.word(memory_.words()[i]);
         say("proof: value=" + std::to_string(sum.proof(nonce, seed_.child)));
     }
 
     // What the parent does to its own memory, no child sees. Done twice, it is as before.
     void spoil() {
-        for (std::size_t page = 0; page < pages_; ++page) words_[page * kPageWords] ^= ~0ull;
-        say("spoilt: pages=" + std::to_string(pages_));
+        for (std::size_t page = 0; page < memory_.pages(); ++page) *memory_.at(page) ^= ~0ull;
+        say("spoilt: pages=" + std::to_string(memory_.pages()));
     }
 
-    // Gives up six pages of every thirty-two, before and after others near them are touched. Zeros are there then, also where
-    // nobody has looked before, and the other pages are what they were.
-    void drop() {
-        constexpr std::size_t kBlock = 32;
-        const std::size_t given_up[] = {7, 20};
-        std::size_t wrong = 0;
-        for (std::size_t block = 0; block < pages_; block += kBlock) {
-            const auto is = [&](std::size_t at, bool dropped) {
-                const volatile std::uint64_t* words = words_ + (block + at) * kPageWords;
-                const std::size_t last = kPageWords - 1;
-                const std::uint64_t first_word = dropped ? 0 : right(secret_, block + at, 0);
-                const std::uint64_t last_word = dropped ? 0 : right(secret_, block + at, last);
-                return words[0] == first_word && words[last] == last_word;
-            };
-            wrong += !is(2, false);
-            for (const std::size_t at : given_up)
-                if (madvise(words_ + (block + at) * kPageWords, 3 * 4096, MADV_DONTNEED) != 0) fail("madvise");
-            // The other way round: what is given up is near what has just been touched.
-            for (std::size_t at = kBlock; at-- > 0;) {
-                const bool dropped = (at >= 7 && at < 10) || (at >= 20 && at < 23);
-                wrong += !is(at, dropped);
-            }
-        }
-        say("walked: pages=" + std::to_string(pages_) + " wrong=" + std::to_string(wrong));
-    }
-
-    // How many of `count` pages at `place`, which were those from `first` on, are not what they were.
-    std::size_t wrong_at(const std::uint64_t* place, std::size_t first, std::size_t count) const {
-        std::size_t wrong = 0;
-        for (std::size_t page = 0; page < count; ++page) {
-            const volatile std::uint64_t* words = place + page * kPageWords;
-            for (std::size_t i = 0; i < kPageWords; i += kPageWords - 1)
-                wrong += words[i] != right(secret_, first + page, i);
-        }
-        return wrong;
-    }
-
-    // Protects, moves and shares memory that has been touched, and such that has not. Nothing of it may change.
-    void handle() {
-        constexpr std::size_t kSome = 96;
-        std::size_t wrong = wrong_at(words_, 0, kSome / 2);
-        if (mprotect(words_, kSome * 4096, PROT_READ) != 0) fail("mprotect");
-        wrong += wrong_at(words_, 0, kSome);
-        if (mprotect(words_, kSome * 4096, PROT_READ | PROT_WRITE) != 0) fail("mprotect");
-        for (int turn = 0; turn < 2; ++turn)
-            for (std::size_t page = 0; page < kSome; ++page) words_[page * kPageWords] ^= ~0ull;
-        wrong += wrong_at(words_, 0, kSome);
-
-        std::uint64_t* const home = words_ + kSome * kPageWords;
-        wrong += wrong_at(home, kSome, kSome / 4);
-        void* away = mmap(nullptr, kSome * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (away == MAP_FAILED) fail("mmap");
-        constexpr int kThere = MREMAP_MAYMOVE | MREMAP_FIXED;
-        if (mremap(home, kSome * 4096, kSome * 4096, kThere, away) != away) fail("mremap");
-        wrong += wrong_at(static_cast<std::uint64_t*>(away), kSome, kSome / 2);
-        if (mremap(away, kSome * 4096, kSome * 4096, kThere, home) != home) fail("mremap");
-        wrong += wrong_at(home, kSome, kSome);
-
-        const pid_t pid = fork();
-        if (pid < 0) fail("fork");
-        if (pid == 0) _exit(wrong_at(words_, 0, pages_) == 0 ? 0 : 1);
-        int status = 0;
-        if (waitpid(pid, &status, 0) != pid) fail("waitpid");
-        wrong += status != 0;
-        wrong += wrong_at(words_, 0, pages_);
-        say("walked: pages=" + std::to_string(pages_) + " wrong=" + std::to_string(wrong));
-    }
-
-    std::uint64_t* words_;
-    std::size_t pages_;
-    std::uint64_t secret_;
+    Known memory_;
     mitosis_seed seed_{};
     int gate_ = -1;
 };

@@ -115,6 +115,10 @@ unsafe fn replace(
         if vma.kind == VmaKind::Special {
             continue;
         }
+        let of_file = match vma.kind {
+            VmaKind::File => ffi::vma_flag::FILE,
+            _ => 0,
+        };
         // SAFETY: `file` is the image's, by this function's contract; the descriptor's ranges are in user space.
         Errno::check(unsafe {
             ffi::mitosis_child_map(
@@ -123,7 +127,7 @@ unsafe fn replace(
                 vma.start,
                 vma.end - vma.start,
                 index as u32,
-                vma.flags.0,
+                vma.flags.0 | of_file,
             )
         })?;
     }

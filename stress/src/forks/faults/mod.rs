@@ -5,7 +5,7 @@
 //! all of its memory right; then no module has anything left, no kernel log anything to find, and the machines have the RDMA resources
 //! that they had before. [`absence`] takes seeds, machines and the network away, [`shortage`] memory, [`refusals`] asks for what
 //! is not to be had, [`late`] for what is not there yet. [`handled`] and [`cycles`] take nothing away: children give up, protect
-//! and move their memory, or are forked many times, and what is left is looked for.
+//! and move their memory, are traced and leave core files, or are forked many times, and what is left is looked for.
 
 mod absence;
 mod cycles;
@@ -150,6 +150,7 @@ fn plans<'s>() -> Vec<Plan<'s>> {
         },
         plan("few pages are kept", false, Forks::few_pages_kept),
         plan("memory is given up, and moved", true, Forks::handled),
+        plan("debuggers, core files and exec", true, Forks::observed),
         plan("what is refused", true, Forks::refused),
         plan("a copy that freezes late, or never", true, Forks::late),
         plan("a hostile machine's descriptors", true, Forks::hostile),
