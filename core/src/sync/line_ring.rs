@@ -434,6 +434,13 @@ impl<M: Memory> Receiver<M> {
         }
     }
 
+    /// The next datagram is an answer to what this end has just sent, and not one of many: the lines after it are left alone, which
+    /// their writer may have by now.
+    #[inline(always)]
+    pub fn expect_one(&mut self) {
+        self.found = false;
+    }
+
     /// Copies a datagram of any kind that has come.
     #[inline(never)]
     fn pop_any(&mut self, kind: u64, words: &mut [u64]) -> Result<Option<usize>, Broken> {

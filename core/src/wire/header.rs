@@ -57,6 +57,9 @@ impl Kind {
     }
 }
 
+/// A header's bytes as words of this machine, as who copies datagrams by words has them.
+pub type Words = [u64; LEN / size_of::<u64>()];
+
 /// The header's bytes. Every field is little-endian and none needs alignment.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -240,27 +243,32 @@ impl Header {
         Ok(())
     }
 
-    /// The header's bytes.
+    /// The header's bytes as words of this machine.
     ///
-    /// By words, though the fields are shorter: who sends the header at once reads it by words, and a processor hands on what
-    /// lies in its store buffer only to a load that one store covers.
+    /// Not as bytes, though the fields are shorter than words: who sends the header at once reads it by words, and a processor
+    /// hands on what lies in its store buffer only to a load that one store covers.
     #[inline(always)]
-    pub fn bytes(&self) -> [u8; LEN] {
+    pub fn words(&self) -> Words {
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let [magic_low, magic_high] = MAGIC.to_le_bytes();
         let start = u32::from_le_bytes([magic_low, magic_high, VERSION, self.kind as u8]);
         let end = u32::from(self.slot) << 16 | u32::from(self.payload_len_bytes);
-        let words = [
-            pair(start, self.session.index),
-            pair(self.session.generation, self.session.epoch),
-            self.request.0,
-            pair(self.code, self.message_len_bytes),
-            pair(self.offset_bytes, end),
-        ];
+        [
+            pair(start, self.session.index).to_le(),
+            pair(self.session.generation, self.session.epoch).to_le(),
+            self.request.0.to_le(),
+            pair(self.code, self.message_len_bytes).to_le(),
+            pair(self.offset_bytes, end).to_le(),
+        ]
+    }
+
+    /// The header's bytes.
+    #[inline(always)]
+    pub fn bytes(&self) -> [u8; LEN] {
         let mut header = [0; LEN];
-        for (bytes, word) in header.chunks_exact_mut(size_of::<u64>()).zip(words) {
+        for (bytes, word) in header.chunks_exact_mut(size_of::<u64>()).zip(self.words()) {
             if let Some(bytes) = bytes.first_chunk_mut() {
-                *bytes = word.to_le_bytes();
+                *bytes = word.to_ne_bytes();
             }
         }
         header

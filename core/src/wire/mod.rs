@@ -27,7 +27,7 @@ pub(crate) use datagram::part_len;
 pub use datagram::{Datagram, Message, Part};
 pub use error::{ErrorCode, Reason, Refusal};
 pub(crate) use header::Glance;
-pub use header::{Header, Kind};
+pub use header::{Header, Kind, Words};
 pub use malformed::Malformed;
 
 /// Length of the fixed header in bytes (wire.md §2).

@@ -19,7 +19,7 @@ use crate::patience::Patience;
 const SERVER: PeerId = 0;
 
 /// How many datagrams are taken in before it is the caller's turn.
-const BATCH: usize = 32;
+pub const BATCH: usize = 32;
 
 /// The longest sleep, so that the clock is looked at.
 const NAP: Duration = Duration::from_millis(500);
@@ -106,6 +106,10 @@ pub struct Calling<F> {
     /// Of the outstanding calls.
     buffers: Vec<Buffers>,
     outstanding: u32,
+    /// The clock was read: timers are looked at next.
+    timers: bool,
+    /// The last reply was of several datagrams.
+    put_together: bool,
     /// Calls whose ends nobody was there to hear.
     lost: VecDeque<CallId>,
     clock: Clock,
@@ -150,6 +154,8 @@ impl<F: Fabric> Calling<F> {
             link: Link::Opening,
             buffers: (0..window).map(|_| Buffers::default()).collect(),
             outstanding: 0,
+            timers: false,
+            put_together: false,
             lost: VecDeque::new(),
             clock,
             patience: Patience::new(options.spin),
@@ -278,19 +284,24 @@ impl<F: Fabric> Calling<F> {
         self.fabric.flush()
     }
 
-    /// Takes in what has come, a batch at most, and tells `ended` of each call that is over; whether there was anything.
+    /// Takes in what has come, `most` datagrams at most, and tells `ended` of each call that is over; whether there was anything.
     #[inline(always)]
-    pub fn work(&mut self, mut ended: impl FnMut(CallId, Ended<'_>)) -> Result<bool, FabricError> {
+    pub fn work(
+        &mut self,
+        most: usize,
+        mut ended: impl FnMut(CallId, Ended<'_>),
+    ) -> Result<bool, FabricError> {
+        let timed_out = std::mem::take(&mut self.timers) && self.time_out(&mut ended)?;
         self.fabric.flush()?;
         let mut handled = 0;
-        while handled < BATCH && self.receive(&mut ended)? {
+        while handled < most && self.receive(&mut ended)? {
             handled += 1;
             if self.outstanding == 0 {
                 // Nothing else is awaited, and to look for it would take the next line from the server, which is to write it.
                 break;
             }
         }
-        let read = if handled > 0 {
+        self.timers = if handled > 0 {
             self.patience.renew();
             self.clock.busy()
         } else {
@@ -300,14 +311,11 @@ impl<F: Fabric> Calling<F> {
         if handled > 0 && self.core.with_dependent(|_, core| core.has_to_transmit()) {
             self.transmit()?;
         }
-        if read {
-            self.time_out(&mut ended)?;
-        }
         while let Some(call) = self.lost.pop_front() {
             handled += 1;
             ended(call, Err(Failure::Lost));
         }
-        Ok(handled > 0)
+        Ok(handled > 0 || timed_out)
     }
 
     /// Takes in a datagram, if there is one.
@@ -326,6 +334,7 @@ impl<F: Fabric> Calling<F> {
             if let Some(buffers) = self.buffers.get_mut(usize::from(slot)) {
                 buffers.call = None;
                 self.outstanding -= 1;
+                self.put_together = false;
                 ended(CallId { request, slot }, Ok(reply.payload));
             }
             return Ok(true);
@@ -349,6 +358,7 @@ impl<F: Fabric> Calling<F> {
                 if put_together(buffers, message_len, offset, part) && complete {
                     buffers.call = None;
                     self.outstanding -= 1;
+                    self.put_together = true;
                     ended(CallId { request, slot }, Ok(&buffers.reply));
                 }
             }
@@ -357,6 +367,20 @@ impl<F: Fabric> Calling<F> {
             Ok(None) | Err(_) => {}
         }
         Ok(true)
+    }
+
+    /// The reply that ended `call`, once more, right after a [`Calling::work`] that took in its last datagram and no other.
+    #[inline(always)]
+    pub fn reply(&self, call: CallId) -> &[u8] {
+        let whole = self.fabric.received().get(HEADER_LEN..);
+        let reply = match self.put_together {
+            false => whole,
+            true => self
+                .buffers
+                .get(call.slot())
+                .map(|buffers| buffers.reply.as_slice()),
+        };
+        reply.unwrap_or_default()
     }
 
     /// Everything but replies.
@@ -418,8 +442,10 @@ impl<F: Fabric> Calling<F> {
         }
     }
 
-    fn time_out(&mut self, ended: &mut impl FnMut(CallId, Ended<'_>)) -> Result<(), FabricError> {
+    /// Does what is due; whether a call has ended by it.
+    fn time_out(&mut self, ended: &mut impl FnMut(CallId, Ended<'_>)) -> Result<bool, FabricError> {
         let now_ns = self.clock.now_ns();
+        let outstanding = self.outstanding;
         loop {
             let event = self.core.with_dependent_mut(|_, core| {
                 let due = core
@@ -433,7 +459,7 @@ impl<F: Fabric> Calling<F> {
             }
         }
         self.transmit()?;
-        self.fabric.flush()
+        Ok(self.outstanding < outstanding)
     }
 
     /// Waits for something to come, after nothing had: spins at first, then sleeps, for `timeout` at most.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mitosis_core::session::ClusterKey;
 
-use self::calling::{Calling, Failure, Link, NotBegun};
+use self::calling::{Calling, Failure, Link, NotBegun, BATCH};
 use crate::address::Address;
 use crate::error::Error;
 #[cfg(not(feature = "verbs"))]
@@ -99,8 +99,6 @@ pub struct Client {
     inner: Inner,
     address: Address,
     options: ClientOptions,
-    /// What [`Client::call`] returns.
-    reply: Vec<u8>,
     /// Calls that ended while [`Client::call`] waited for another one.
     ended: VecDeque<(CallId, Result<Vec<u8>, Failure>)>,
 }
@@ -156,7 +154,7 @@ fn open<F: crate::fabric::Fabric>(
     options: &ClientOptions,
 ) -> Result<(), Error> {
     loop {
-        let busy = calling.work(|_, _| {})?;
+        let busy = calling.work(BATCH, |_, _| {})?;
         let address = address.clone();
         match calling.link() {
             Link::Open => return Ok(()),
@@ -188,7 +186,6 @@ impl Client {
             inner: Inner::open(address, options)?,
             address: address.clone(),
             options: options.clone(),
-            reply: Vec::new(),
             ended: VecDeque::new(),
         })
     }
@@ -222,36 +219,29 @@ impl Client {
         let Self {
             inner,
             address,
-            reply,
             ended,
             ..
         } = self;
-        let result = on!(inner, calling => {
+        let reply = on!(inner, calling => {
             let call = calling.start(rpc_id, request).map_err(|why| not_begun(address, why))?;
             let mut over = None;
             loop {
-                let busy = calling.work(|id, result| {
+                let busy = calling.work(1, |id, result| {
                     if id == call {
-                        over = Some(result.map(|bytes| {
-                            reply.clear();
-                            reply.extend_from_slice(bytes);
-                        }));
+                        over = Some(result.map(|_| ()));
                     } else {
                         ended.push_back((id, result.map(<[u8]>::to_vec)));
                     }
                 })?;
                 if let Some(result) = over {
-                    break result;
+                    break result.map(|()| calling.reply(call));
                 }
                 if !busy {
                     calling.wait(None)?;
                 }
             }
         });
-        match result {
-            Ok(()) => Ok(&self.reply),
-            Err(failure) => Err(failed(&self.address, failure)),
-        }
+        reply.map_err(|failure| failed(address, failure))
     }
 
     /// Begins a call, which leaves with the next [`Client::poll`], [`Client::wait`] or [`Client::flush`]. How it ends, those
@@ -287,7 +277,7 @@ impl Client {
         }
         let address = &self.address;
         let busy = on!(&mut self.inner, calling => {
-            calling.work(|call, result| {
+            calling.work(BATCH, |call, result| {
                 ended(call, result.map_err(|failure| failed(address, failure)));
             })?
         });

@@ -65,6 +65,9 @@ pub trait Fabric: Send {
     /// Only what ends the fabric: the device is gone, its port is down, the queue is broken. Nothing that a peer can do.
     fn receive(&mut self) -> Result<Option<Arrival<'_>>, FabricError>;
 
+    /// What [`Fabric::receive`] has just yielded, once more; empty if it yielded nothing, or [`Fabric::flush`] was called since.
+    fn received(&self) -> &[u8];
+
     /// Queues a datagram of `header` and, after it, `payload`: together no more than [`Fabric::datagram_len`]. Both may be
     /// written again at once. It leaves at [`Fabric::flush`] at the latest.
     ///

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use mitosis_core::rpc::server::{
-    Action, Counters, Dispatched, PeerId, Request, Server as Core, ServerConfig, ServerSlot,
-    Session, Transmission, ANSWER_LEN,
+    Action, Counters, Dispatched, PeerId, Request, Served, Server as Core, ServerConfig,
+    ServerSlot, Session, Transmission, ANSWER_LEN,
 };
 use mitosis_core::session::{RequestId, SessionId};
-use mitosis_core::wire::{Datagram, ErrorCode, Header, Message};
+use mitosis_core::wire::{Datagram, ErrorCode, Header, Message, Words};
 use self_cell::{self_cell, MutBorrow};
+use zerocopy::IntoBytes;
 
 use super::handlers::Handlers;
 use super::slots::Slots;
@@ -179,13 +180,19 @@ impl<F: Fabric> Serving<F> {
         let from = arrival.from;
         let (handlers, slots, out) = (&mut self.handlers, &mut self.slots, &mut self.out);
         let datagram = arrival.datagram;
-        let whole = self
-            .core
-            .with_dependent_mut(|_, core| core.handle_whole(now_ns, from, datagram));
-        if let Some(request) = whole {
-            let result = answer(&request, handlers, slots);
-            let dispatched = request.dispatched;
-            return self.reply(&dispatched, result);
+        let mut header = Words::default();
+        let whole = self.core.with_dependent_mut(|_, core| {
+            core.serve_whole(now_ns, from, datagram, &mut header, |request| {
+                answer(request, handlers, slots)
+            })
+        });
+        match whole {
+            Some(Served::Reply(reply)) => {
+                self.fabric.send(from, header.as_bytes(), reply)?;
+                return Ok(true);
+            }
+            Some(Served::Other(dispatched, result)) => return self.finish(&dispatched, result),
+            None => {}
         }
         let next = self.core.with_dependent_mut(|_, core| {
             let action = core.handle_any(now_ns, from, datagram, out);
@@ -201,31 +208,9 @@ impl<F: Fabric> Serving<F> {
         Ok(true)
     }
 
-    /// A handler has put its result into the request's slot.
-    #[inline(always)]
-    fn reply(
-        &mut self,
-        request: &Dispatched,
-        result: Result<u32, ErrorCode>,
-    ) -> Result<bool, FabricError> {
-        if let Ok(len) = result {
-            let whole = self
-                .core
-                .with_dependent_mut(|_, core| core.complete_whole(request, len));
-            if let Some((peer, header)) = whole {
-                let slot = self.slots.get(request.slot_index);
-                let payload = slot.and_then(|slot| slot.reply.get(..len as usize));
-                self.fabric
-                    .send(peer, &header, payload.unwrap_or_default())?;
-                return Ok(true);
-            }
-        }
-        self.reply_any(request, result)
-    }
-
-    /// [`Serving::reply`], where that is an error or takes more than a datagram.
+    /// A handler has put its result into the request's slot, and that is an error or takes more than a datagram.
     #[inline(never)]
-    fn reply_any(
+    fn finish(
         &mut self,
         request: &Dispatched,
         result: Result<u32, ErrorCode>,
@@ -338,15 +323,20 @@ impl<F: Fabric> Serving<F> {
 
 /// Runs the handler of a request that came in one datagram; its reply lies in the request's slot.
 #[inline(always)]
-fn answer(
+fn answer<'s>(
     request: &Request<'_>,
     handlers: &mut Handlers,
-    slots: &mut Slots,
-) -> Result<u32, ErrorCode> {
+    slots: &'s mut Slots,
+) -> Result<&'s [u8], ErrorCode> {
     let result = slots.reply(request.dispatched.slot_index, |slot| {
         handlers.run(request.rpc_id, request.payload, &mut slot.reply)
     });
     result.unwrap_or(Err(ErrorCode::Busy))
+}
+
+/// What the core wants to know of a handler's result.
+fn len_of(result: Result<&[u8], ErrorCode>) -> Result<u32, ErrorCode> {
+    u32::try_from(result?.len()).map_err(|_| ErrorCode::TooLarge)
 }
 
 /// Does what the core says of a datagram, up to the sending.
@@ -361,7 +351,7 @@ fn decide(
     let (dispatched, result) = match action {
         Action::Dispatch(request) => {
             let result = answer(&request, handlers, slots);
-            (request.dispatched, result)
+            (request.dispatched, len_of(result))
         }
         Action::Segment(segment) => match slots.take(&segment) {
             Ok(()) if !segment.complete => {
@@ -374,7 +364,8 @@ fn decide(
                 let result = slots.reply(segment.dispatched.slot_index, |slot| {
                     handlers.run(segment.rpc_id, &slot.request, &mut slot.reply)
                 });
-                (segment.dispatched, result.unwrap_or(Err(ErrorCode::Busy)))
+                let result = result.unwrap_or(Err(ErrorCode::Busy));
+                (segment.dispatched, len_of(result))
             }
             Err(code) => (segment.dispatched, Err(code)),
         },

@@ -24,6 +24,13 @@ fn large(buffer: &Vec<u8>) -> usize {
     buffer.capacity().saturating_sub(SMALL)
 }
 
+/// A buffer takes another part of the budget than it did.
+#[cold]
+fn resized(taken: &mut usize, before: usize, after: usize) {
+    let counted = |capacity: usize| capacity.saturating_sub(SMALL);
+    *taken = *taken + counted(after) - counted(before);
+}
+
 /// The buffers of all slots, by `slot_index`, and what is left of the budget.
 pub struct Slots {
     slots: Vec<SlotBuffers>,
@@ -69,23 +76,23 @@ impl Slots {
         Ok(())
     }
 
-    /// Lets a handler write a reply as long as it likes, and takes that into account.
+    /// Lets a handler write a reply as long as it likes, takes that into account, and returns the reply; `None` if there is no
+    /// such slot.
     #[inline(always)]
-    pub fn reply<T>(&mut self, index: u32, write: impl FnOnce(&mut SlotBuffers) -> T) -> Option<T> {
-        let slot = self.slots.get_mut(index as usize)?;
+    pub fn reply<E>(
+        &mut self,
+        index: u32,
+        write: impl FnOnce(&mut SlotBuffers) -> Result<(), E>,
+    ) -> Option<Result<&[u8], E>> {
+        let Self { slots, taken, .. } = self;
+        let slot = slots.get_mut(index as usize)?;
         let before = slot.reply.capacity();
         let written = write(slot);
         let after = slot.reply.capacity();
         if after != before {
-            self.resized(before, after);
+            resized(taken, before, after);
         }
-        Some(written)
-    }
-
-    #[cold]
-    fn resized(&mut self, before: usize, after: usize) {
-        let counted = |capacity: usize| capacity.saturating_sub(SMALL);
-        self.taken = self.taken + counted(after) - counted(before);
+        Some(written.map(|()| slot.reply.as_slice()))
     }
 
     /// The session is over: what it had of the budget is given back.

@@ -9,7 +9,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::first_look::FirstLook;
+use super::first_look::{pause, FirstLook};
 use super::greeting::{self, Answer, Status};
 use super::name;
 use super::segment::{self, NotASegment, Ring, Rings};
@@ -34,6 +34,8 @@ pub struct ShmClient {
     receiver: Receiver<Ring>,
     ring_lines: usize,
     words: Words,
+    /// How many bytes of them the last datagram has.
+    len: usize,
     sent: bool,
     /// How often the ring is to be looked at.
     looks: u32,
@@ -118,6 +120,7 @@ impl ShmClient {
             receiver: Receiver::new(rings.downward),
             ring_lines,
             words: words(),
+            len: 0,
             sent: false,
             looks: POLLS,
             first_look: FirstLook::default(),
@@ -158,6 +161,7 @@ impl Fabric for ShmClient {
         let first = self.first_look.wait();
         if first {
             self.looks = POLLS;
+            self.receiver.expect_one();
         }
         for look in 0..self.looks {
             match self.receiver.pop(&mut *self.words) {
@@ -169,22 +173,28 @@ impl Fabric for ShmClient {
                     self.sender.prepare();
                     // Where there is no more, the caller has something to do.
                     self.looks = 1;
-                    let datagram = self.words.as_bytes().get(..len).unwrap_or_default();
-                    let from = SERVER;
+                    self.len = len;
+                    let (from, datagram) = (SERVER, self.received());
                     return Ok(Some(Arrival { from, datagram }));
                 }
                 Ok(None) => self.drained = self.closing,
                 // It writes what it likes: that is no server.
                 Err(_) => (self.closing, self.drained) = (true, true),
             }
-            std::hint::spin_loop();
+            pause(look);
         }
+        self.len = 0;
         self.looks = POLLS;
         self.polls += 1;
         if self.polls >= POLLS_A_LOOK {
             self.look();
         }
         Ok(None)
+    }
+
+    #[inline(always)]
+    fn received(&self) -> &[u8] {
+        self.words.as_bytes().get(..self.len).unwrap_or_default()
     }
 
     #[inline(always)]

@@ -1,13 +1,13 @@
-//! When to look first for the answer to what was sent.
+//! When to look for what comes next, after something was sent.
 
-use std::hint::spin_loop;
+use std::hint::{black_box, spin_loop};
 
-/// What the wait is counted in: parts of a pause.
+/// What the wait is counted in: parts of a pause, which takes 40 to 140 cycles of processors that have one.
 const PART: u32 = 16;
 
 /// By how many parts the wait grows when the first look came too early. It shrinks by one when that found something: then
 /// most first looks come in time, and the wait is little longer than it must be.
-const GROWTH: u32 = 4;
+const GROWTH: u32 = 2;
 
 /// The longest wait, in parts: some hundred nanoseconds.
 const MOST: u32 = 32 * PART;
@@ -27,12 +27,6 @@ impl FirstLook {
         self.due = true;
     }
 
-    /// Whether the next look is the first.
-    #[inline(always)]
-    pub fn is_due(&self) -> bool {
-        self.due
-    }
-
     /// Waits, if the next look is the first; whether it is.
     #[inline(always)]
     pub fn wait(&mut self) -> bool {
@@ -41,6 +35,8 @@ impl FirstLook {
             for _ in 0..self.usual / PART {
                 spin_loop();
             }
+            // What is less than a pause matters: the answer is there, or it is not.
+            linger(self.usual % PART);
         }
         first
     }
@@ -55,6 +51,65 @@ impl FirstLook {
     }
 }
 
+/// How many looks come soon after one another, and how many parts of a pause lie between them.
+const SOON: u32 = 8;
+const BETWEEN: u32 = 12;
+
+/// Between two looks, of which so many were in vain. To look again at once would take the line from the end that is about to write
+/// it; and a whole pause is long beside the way of a line.
+#[inline(always)]
+pub fn pause(looks: u32) {
+    match looks {
+        ..SOON => linger(BETWEEN),
+        _ => spin_loop(),
+    }
+}
+
+/// Lets so many parts of a pause pass.
+#[inline(always)]
+fn linger(parts: u32) {
+    let mut passed = 0_u32;
+    for _ in 0..parts {
+        // To memory and back: five to eight cycles.
+        passed = black_box(passed.wrapping_add(1));
+    }
+}
+
+/// After how many looks in vain there is none any more, and how many are then left out before one is tried again.
+const VAIN: u8 = 4;
+const LEFT_OUT: u8 = 28;
+
+/// Whether to look for another call once one has been answered. Where calls come one at a time there is none, and the look would take
+/// the next call's line from the client, which is about to write it.
+#[derive(Default)]
+pub struct NextLook {
+    vain: u8,
+}
+
+impl NextLook {
+    /// Whether to leave it out, because the last ones have found nothing.
+    #[inline(always)]
+    pub fn is_in_vain(&mut self) -> bool {
+        let vain = self.vain >= VAIN;
+        if vain {
+            self.vain += 1;
+            if self.vain == VAIN + LEFT_OUT {
+                self.vain = VAIN - 1;
+            }
+        }
+        vain
+    }
+
+    /// What a look has found.
+    #[inline(always)]
+    pub fn found(&mut self, something: bool) {
+        self.vain = match something {
+            true => 0,
+            false => self.vain + 1,
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,7 +118,7 @@ mod tests {
     fn learnt(first: &mut FirstLook, pauses: u32) -> u32 {
         for _ in 0..2000 {
             first.sent();
-            assert!(first.is_due() && first.wait() && !first.is_due());
+            assert!(first.wait());
             assert!(!first.wait());
             first.found(first.usual / PART >= pauses);
         }
@@ -77,6 +132,27 @@ mod tests {
             let learnt = learnt(&mut first, pauses);
             assert!((pauses.saturating_sub(1)..=pauses).contains(&learnt));
         }
+    }
+
+    /// How many of a hundred looks after an answer are made, of which one in `one_in` finds something.
+    fn looks(next: &mut NextLook, one_in: usize) -> usize {
+        let looks = (0..100).filter(|number| {
+            let looks = !next.is_in_vain();
+            if looks {
+                next.found(number % one_in == 0);
+            }
+            looks
+        });
+        looks.count()
+    }
+
+    #[test]
+    fn looks_in_vain_are_left_out() {
+        let mut next = NextLook::default();
+        assert_eq!(looks(&mut next, 1), 100);
+        assert_eq!(looks(&mut next, 3), 100);
+        assert!((3..=8).contains(&looks(&mut next, 1000)));
+        assert!(looks(&mut next, 1) > 60);
     }
 
     #[test]

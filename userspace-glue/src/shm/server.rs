@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mitosis_core::sync::line_ring::{Receiver, Sender};
+use mitosis_core::sync::line_ring::{Broken, Receiver, Sender};
 use rustix::event::epoll;
 use rustix::event::Timespec;
 use rustix::io::Errno;
 use rustix::net::{accept_with, SocketFlags};
 use zerocopy::IntoBytes;
 
-use super::first_look::FirstLook;
+use super::first_look::{pause, FirstLook, NextLook};
 use super::greeting::{self, Status};
 use super::name::{self, Held};
 use super::segment::{self, Ring};
@@ -105,10 +105,13 @@ pub struct ShmServer {
     /// How many rings are to be looked at, at least.
     looks: usize,
     first_look: FirstLook,
+    next_look: NextLook,
     strangers: Vec<Option<Stranger>>,
     gone: VecDeque<PeerId>,
     sent: Vec<PeerId>,
     words: Words,
+    /// How many bytes of them the last datagram has.
+    len: usize,
     polls: u32,
     dropped: u64,
 }
@@ -136,10 +139,12 @@ impl ShmServer {
             left: TURN,
             looks: POLLS,
             first_look: FirstLook::default(),
+            next_look: NextLook::default(),
             strangers: Vec::new(),
             gone: VecDeque::new(),
             sent: Vec::with_capacity(peers),
             words: words(),
+            len: 0,
             polls: 0,
             dropped: 0,
         })
@@ -156,38 +161,47 @@ impl ShmServer {
     /// The next datagram of whoever's turn it is: its sender and its length.
     #[inline(always)]
     fn next(&mut self) -> Option<(PeerId, usize)> {
-        if self.left > 0 && !self.first_look.is_due() {
-            let id = *self.live.get(self.turn)?;
-            if let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) {
-                if let Ok(Some(len)) = peer.receiver.pop(&mut *self.words) {
-                    // It will most likely be answered at once.
-                    peer.sender.prepare();
-                    self.left -= 1;
-                    // Where there is no more, the caller has something to do.
-                    self.looks = 1;
-                    return Some((id, len));
-                }
-            }
+        let first = self.first_look.wait();
+        let id = *self.live.get(self.turn)?;
+        let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
+            return None;
+        };
+        if first {
+            peer.receiver.expect_one();
         }
-        self.next_of_all()
+        let popped = match self.left {
+            0 => Ok(None),
+            _ => peer.receiver.pop(&mut *self.words),
+        };
+        let Ok(Some(len)) = popped else {
+            return self.next_of_all(first, popped);
+        };
+        if first {
+            self.first_look.found(true);
+        }
+        // It will most likely be answered at once.
+        peer.sender.prepare();
+        self.left -= 1;
+        // Where there is no more, the caller has something to do.
+        self.looks = 1;
+        Some((id, len))
     }
 
-    /// The same, where there may be none, or it may be another's turn.
+    /// The same after a look that found nothing, `popped`.
     #[inline(never)]
-    fn next_of_all(&mut self) -> Option<(PeerId, usize)> {
+    fn next_of_all(
+        &mut self,
+        first: bool,
+        mut popped: Result<Option<usize>, Broken>,
+    ) -> Option<(PeerId, usize)> {
         let mut looked_at = 0;
-        let first = self.first_look.wait();
         if first {
             self.looks = POLLS;
         }
-        while looked_at < self.live.len().max(self.looks) {
+        loop {
             let id = *self.live.get(self.turn)?;
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
                 return None;
-            };
-            let popped = match self.left {
-                0 => Ok(None),
-                _ => peer.receiver.pop(&mut *self.words),
             };
             match popped {
                 Ok(Some(len)) => {
@@ -205,7 +219,7 @@ impl ShmServer {
                         self.turn + 1
                     } else {
                         // To ask again at once would fetch a line while its writer is about to write it.
-                        std::hint::spin_loop();
+                        pause(looked_at as u32);
                         0
                     };
                     self.left = TURN;
@@ -213,9 +227,16 @@ impl ShmServer {
                 // It is gone, and this was all; or it writes what it likes, and is not listened to any longer.
                 Ok(None) | Err(_) => self.lose(id),
             }
+            if looked_at >= self.live.len().max(self.looks) {
+                self.looks = POLLS;
+                return None;
+            }
+            let id = *self.live.get(self.turn)?;
+            let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
+                return None;
+            };
+            popped = peer.receiver.pop(&mut *self.words);
         }
-        self.looks = POLLS;
-        None
     }
 
     /// A client is gone for good. Its rings go with it.
@@ -428,12 +449,27 @@ impl Fabric for ShmServer {
 
     #[inline(always)]
     fn receive(&mut self) -> Result<Option<Arrival<'_>>, FabricError> {
-        let Some((from, len)) = self.next() else {
+        self.len = 0;
+        let answered = !self.sent.is_empty();
+        if answered && self.next_look.is_in_vain() {
+            return Ok(None);
+        }
+        let next = self.next();
+        if answered {
+            self.next_look.found(next.is_some());
+        }
+        let Some((from, len)) = next else {
             self.look_now_and_then()?;
             return Ok(None);
         };
-        let datagram = self.words.as_bytes().get(..len).unwrap_or_default();
+        self.len = len;
+        let datagram = self.received();
         Ok(Some(Arrival { from, datagram }))
+    }
+
+    #[inline(always)]
+    fn received(&self) -> &[u8] {
+        self.words.as_bytes().get(..self.len).unwrap_or_default()
     }
 
     #[inline(always)]

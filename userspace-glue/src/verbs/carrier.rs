@@ -348,6 +348,15 @@ impl Fabric for Verbs {
     }
 
     #[inline]
+    fn received(&self) -> &[u8] {
+        let contents = self
+            .lent
+            .as_ref()
+            .and_then(|lent| self.endpoint.contents(lent));
+        contents.map_or(&[], |(_, datagram)| datagram)
+    }
+
+    #[inline]
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError> {
         match self.peers.destination(to) {
             Some(destination) => self.endpoint.send(destination, header, payload),

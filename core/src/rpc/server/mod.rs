@@ -22,6 +22,7 @@ mod action;
 mod handshake;
 mod replies;
 mod requests;
+mod whole;
 
 use self::replies::Run;
 use super::counters::count;
@@ -30,13 +31,14 @@ use crate::session::auth::Nonces;
 use crate::session::table::{State, Table};
 use crate::session::{ClusterKey, RequestId, SessionId, MAX_SLOTS};
 use crate::wire::{
-    offered_datagram_len, Datagram, ErrorCode, Glance, Header, Kind, Malformed, Message, Part,
-    Reason, Refusal, MAX_CONTROL_LEN, MAX_MESSAGE,
+    offered_datagram_len, Datagram, ErrorCode, Header, Kind, Malformed, Message, Part, Reason,
+    Refusal, MAX_CONTROL_LEN, MAX_MESSAGE,
 };
 
 pub use super::counters::Counters;
 pub use crate::session::{Closed, PeerId, ServerSlot, Session};
 pub use action::{Action, Dispatched, Request, Segment, ServerConfig, Transmission};
+pub use whole::Served;
 
 /// The longest that [`Server::handle_datagram`] and [`Server::complete`] write to `out`, in bytes:
 /// an Accept.
@@ -114,19 +116,6 @@ impl<'a> Server<'a> {
             Some(request) => Action::Dispatch(request),
             None => self.handle_any(now_ns, from, datagram, out),
         }
-    }
-
-    /// [`Server::handle_datagram`] for the commonest of them: a new request in one datagram. `None` for
-    /// any other, of which nothing has been taken in then; [`Server::handle_any`] takes it.
-    #[inline(always)]
-    pub fn handle_whole<'d>(
-        &mut self,
-        now_ns: u64,
-        from: PeerId,
-        datagram: &'d [u8],
-    ) -> Option<Request<'d>> {
-        let request = Glance::whole(datagram, Kind::Request)?;
-        self.dispatch(now_ns, from, &request)
     }
 
     /// [`Server::handle_datagram`] for those that [`Server::handle_whole`] has not taken.

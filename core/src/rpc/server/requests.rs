@@ -9,8 +9,8 @@ use crate::rpc::runs::return_run;
 use crate::rpc::Rejected;
 use crate::session::pool::State as SlotState;
 use crate::session::table::State;
-use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
-use crate::wire::{part_len, Datagram, ErrorCode, Glance, Header, Kind, Message, Part, HEADER_LEN};
+use crate::session::{PeerId, ServerSlot, Session, SessionId};
+use crate::wire::{part_len, Datagram, ErrorCode, Header, Message, Part};
 
 /// What becomes of a request's part.
 enum Taken {
@@ -35,51 +35,6 @@ enum Taken {
 }
 
 impl Server<'_> {
-    /// A new request of one datagram in an open session. `None` if it is anything else, of which
-    /// nothing has been taken in then.
-    #[inline(always)]
-    pub(super) fn dispatch<'d>(
-        &mut self,
-        now_ns: u64,
-        from: PeerId,
-        request: &Glance<'d>,
-    ) -> Option<Request<'d>> {
-        let id = request.session();
-        let number = request.slot();
-        let (session, pool) = self.table.find_with_slots(id, from)?;
-        let slot_index = session.first_slot.wrapping_add(u32::from(number));
-        let slot = pool.get_mut(slot_index)?;
-        let len = request.payload.len() as u32;
-        if session.state != State::Open
-            || number >= u16::from(session.slots)
-            || request.request() <= slot.request
-            || slot.state == SlotState::Executing
-            || len > part_limit(session)
-            || len > session.max_message_len
-            || self.going_away
-        {
-            return None;
-        }
-        session.last_heard_ns = now_ns;
-        session.executing = session.executing.wrapping_add(1);
-        slot.request = request.request();
-        slot.rpc_id = request.code();
-        slot.message_len = len;
-        slot.state = SlotState::Executing;
-        count(&mut self.counters.requests);
-        Some(Request {
-            dispatched: Dispatched {
-                session_index: id.index,
-                generation: id.generation,
-                slot_index,
-                slot: number,
-                request: RequestId(request.request()),
-            },
-            rpc_id: request.code(),
-            payload: request.payload,
-        })
-    }
-
     pub(super) fn handle_request<'d>(
         &mut self,
         now_ns: u64,
@@ -222,48 +177,6 @@ impl Server<'_> {
                 0
             }
         }
-    }
-
-    /// [`Server::complete`] for the commonest: a reply of one datagram in an open session. Returns the peer and the reply's
-    /// header. `None` if the request or its reply is another, of which nothing has been done then.
-    #[inline(always)]
-    pub fn complete_whole(
-        &mut self,
-        request: &Dispatched,
-        reply_len: u32,
-    ) -> Option<(PeerId, [u8; HEADER_LEN])> {
-        let (index, generation) = (request.session_index, request.generation);
-        let (session, pool) = self.table.completing(index, generation)?;
-        let slot = pool.get_mut(request.slot_index)?;
-        let place = request.slot_index.wrapping_sub(session.first_slot);
-        if slot.request != request.request.0
-            || slot.state != SlotState::Executing
-            || session.state != State::Open
-            || place >= u32::from(session.slots)
-            || reply_len > part_limit(session)
-            || reply_len > session.max_message_len
-        {
-            return None;
-        }
-        session.executing = session.executing.wrapping_sub(1);
-        slot.state = SlotState::Answered;
-        (slot.reply_len, slot.sent, slot.error) = (reply_len, reply_len, 0);
-        let fields = Header {
-            kind: Kind::Reply,
-            session: SessionId {
-                index,
-                generation,
-                epoch: self.epoch,
-            },
-            request: request.request,
-            code: 0,
-            message_len_bytes: reply_len,
-            offset_bytes: 0,
-            // No longer than a datagram.
-            payload_len_bytes: reply_len as u16,
-            slot: request.slot,
-        };
-        Some((session.peer, fields.bytes()))
     }
 
     /// Finishes a request: one that was dispatched, or one that is given up while parts of it are

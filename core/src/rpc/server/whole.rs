@@ -1,0 +1,128 @@
+//! The commonest call, whose request and reply are a datagram each.
+
+use super::replies::part_limit;
+use super::{Dispatched, Request, Server};
+use crate::rpc::counters::count;
+use crate::session::pool::State as SlotState;
+use crate::session::table::State;
+use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
+use crate::wire::{ErrorCode, Glance, Header, Kind, Words};
+
+/// What came of a request that was executed at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served<'s> {
+    /// To send to the request's peer: the header, and after it this, which the handler has left in the slot's reply buffer.
+    Reply(&'s [u8]),
+    /// The reply is an error, or longer than a datagram: it is for [`Server::complete`].
+    Other(Dispatched, Result<u32, ErrorCode>),
+}
+
+impl Server<'_> {
+    /// [`Server::handle_datagram`] for the commonest of them: a new request in one datagram. `None` for
+    /// any other, of which nothing has been taken in then; [`Server::handle_any`] takes it.
+    #[inline(always)]
+    pub fn handle_whole<'d>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        datagram: &'d [u8],
+    ) -> Option<Request<'d>> {
+        let request = Glance::whole(datagram, Kind::Request)?;
+        self.take_whole(now_ns, from, &request)
+            .map(|(_, _, request)| request)
+    }
+
+    /// [`Server::handle_whole`] where the handler is run at once, and what it says is sent: `run` returns the reply, which it has
+    /// left in the buffer of the request's slot. Nothing is looked for twice. The reply's header is written to `header`: not a part
+    /// of what is returned, where it would share its place with other things, and be written in smaller pieces than it is read.
+    #[inline(always)]
+    pub fn serve_whole<'s>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        datagram: &[u8],
+        header: &mut Words,
+        run: impl FnOnce(&Request<'_>) -> Result<&'s [u8], ErrorCode>,
+    ) -> Option<Served<'s>> {
+        let epoch = self.epoch;
+        let request = Glance::whole(datagram, Kind::Request)?;
+        let (session, slot, request) = self.take_whole(now_ns, from, &request)?;
+        let dispatched = request.dispatched;
+        let reply = match run(&request) {
+            Ok(reply) => reply,
+            Err(code) => return Some(Served::Other(dispatched, Err(code))),
+        };
+        let most = part_limit(session).min(session.max_message_len) as usize;
+        if reply.len() > most {
+            let len = u32::try_from(reply.len()).map_err(|_| ErrorCode::TooLarge);
+            return Some(Served::Other(dispatched, len));
+        }
+        let reply_len = reply.len() as u32;
+        session.executing = session.executing.wrapping_sub(1);
+        slot.state = SlotState::Answered;
+        (slot.reply_len, slot.sent, slot.error) = (reply_len, reply_len, 0);
+        let fields = Header {
+            kind: Kind::Reply,
+            session: SessionId {
+                index: dispatched.session_index,
+                generation: dispatched.generation,
+                epoch,
+            },
+            request: dispatched.request,
+            code: 0,
+            message_len_bytes: reply_len,
+            offset_bytes: 0,
+            // No longer than a datagram.
+            payload_len_bytes: reply_len as u16,
+            slot: dispatched.slot,
+        };
+        *header = fields.words();
+        Some(Served::Reply(reply))
+    }
+
+    /// A new request of one datagram in an open session, with that and its slot. `None` if it is anything else, of which
+    /// nothing has been taken in then.
+    #[inline(always)]
+    fn take_whole<'d>(
+        &mut self,
+        now_ns: u64,
+        from: PeerId,
+        request: &Glance<'d>,
+    ) -> Option<(&mut Session, &mut ServerSlot, Request<'d>)> {
+        let id = request.session();
+        let number = request.slot();
+        let (session, pool) = self.table.find_with_slots(id, from)?;
+        let slot_index = session.first_slot.wrapping_add(u32::from(number));
+        let slot = pool.get_mut(slot_index)?;
+        let len = request.payload.len() as u32;
+        if session.state != State::Open
+            || number >= u16::from(session.slots)
+            || request.request() <= slot.request
+            || slot.state == SlotState::Executing
+            || len > part_limit(session)
+            || len > session.max_message_len
+            || self.going_away
+        {
+            return None;
+        }
+        session.last_heard_ns = now_ns;
+        session.executing = session.executing.wrapping_add(1);
+        slot.request = request.request();
+        slot.rpc_id = request.code();
+        slot.message_len = len;
+        slot.state = SlotState::Executing;
+        count(&mut self.counters.requests);
+        let request = Request {
+            dispatched: Dispatched {
+                session_index: id.index,
+                generation: id.generation,
+                slot_index,
+                slot: number,
+                request: RequestId(request.request()),
+            },
+            rpc_id: request.code(),
+            payload: request.payload,
+        };
+        Some((session, slot, request))
+    }
+}
