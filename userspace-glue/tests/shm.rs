@@ -3,6 +3,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mitosis::fabric::FabricErrorKind;
@@ -278,6 +280,41 @@ fn a_server_that_does_not_poll_is_given_up() {
         .unwrap_err();
     let (_, text) = fabric_error(error);
     assert!(text.contains("lives but does not answer"), "{text}");
+}
+
+#[test]
+fn a_call_that_times_out_ends_a_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = bind(&server_options(dir.path())).unwrap();
+    let connected = Arc::new(AtomicBool::new(false));
+    let polling = std::thread::spawn({
+        let connected = Arc::clone(&connected);
+        move || {
+            while !connected.load(Ordering::Relaxed) {
+                server.poll().unwrap();
+            }
+            server
+        }
+    });
+    let options = ClientOptions {
+        call_timeout: Duration::from_millis(100),
+        ..client_options(dir.path())
+    };
+    let mut client = Client::connect_with(&address(), &options).unwrap();
+    connected.store(true, Ordering::Relaxed);
+    // It lives, and does not answer any more.
+    let _server = polling.join().unwrap();
+    client.start(ECHO, b"x").unwrap();
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        let waited = client.wait(Some(Duration::from_secs(30)), |_, reply| {
+            ended.push(reply.map(<[u8]>::to_vec));
+        });
+        assert!(waited.unwrap());
+    }
+    assert!(matches!(ended[..], [Err(Error::TimedOut)]), "{ended:?}");
+    assert_eq!(client.outstanding(), 0);
+    assert!(matches!(client.call(ECHO, b"x"), Err(Error::TimedOut)));
 }
 
 #[test]
