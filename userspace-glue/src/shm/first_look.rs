@@ -2,15 +2,13 @@
 
 use std::hint::{black_box, spin_loop};
 
-/// What the wait is counted in: parts of a pause, which takes 40 to 140 cycles of processors that have one.
-const PART: u32 = 16;
-
-/// By how many parts the wait grows when the first look came too early. It shrinks by one when that found something: then
-/// most first looks come in time, and the wait is little longer than it must be.
+/// By how many steps the wait grows when the first look came too early. It shrinks by one when that found something: then
+/// most first looks come in time, and the wait is little longer than it must be. More than this, and what comes late now and then
+/// for other reasons makes both ends wait for each other.
 const GROWTH: u32 = 2;
 
-/// The longest wait, in parts: some hundred nanoseconds.
-const MOST: u32 = 32 * PART;
+/// The longest wait, in steps: a microsecond or so.
+const MOST: u32 = 512;
 
 /// A look at a line before it was written takes it from the end that is about to write it, which then has to fetch it back
 /// first. So the first look after something was sent waits for as long as the answer usually takes, which it learns.
@@ -32,11 +30,7 @@ impl FirstLook {
     pub fn wait(&mut self) -> bool {
         let first = std::mem::take(&mut self.due);
         if first {
-            for _ in 0..self.usual / PART {
-                spin_loop();
-            }
-            // What is less than a pause matters: the answer is there, or it is not.
-            linger(self.usual % PART);
+            linger(self.usual);
         }
         first
     }
@@ -51,7 +45,7 @@ impl FirstLook {
     }
 }
 
-/// How many looks come soon after one another, and how many parts of a pause lie between them.
+/// How many looks come soon after one another, and how many steps lie between them.
 const SOON: u32 = 8;
 const BETWEEN: u32 = 12;
 
@@ -65,11 +59,11 @@ pub fn pause(looks: u32) {
     }
 }
 
-/// Lets so many parts of a pause pass.
+/// Lets so many steps pass. Not pauses, of which each takes 40 to 140 cycles: the answer is there, or it is not.
 #[inline(always)]
-fn linger(parts: u32) {
+fn linger(steps: u32) {
     let mut passed = 0_u32;
-    for _ in 0..parts {
+    for _ in 0..steps {
         // To memory and back: five to eight cycles.
         passed = black_box(passed.wrapping_add(1));
     }
@@ -114,23 +108,23 @@ impl NextLook {
 mod tests {
     use super::*;
 
-    /// Answers that take so many pauses: how long the wait has become.
-    fn learnt(first: &mut FirstLook, pauses: u32) -> u32 {
+    /// Answers that take so many steps: how long the wait has become.
+    fn learnt(first: &mut FirstLook, steps: u32) -> u32 {
         for _ in 0..2000 {
             first.sent();
             assert!(first.wait());
             assert!(!first.wait());
-            first.found(first.usual / PART >= pauses);
+            first.found(first.usual >= steps);
         }
-        first.usual / PART
+        first.usual
     }
 
     #[test]
     fn it_learns_how_long_an_answer_takes() {
         let mut first = FirstLook::default();
-        for pauses in [5, 20, 1, 0] {
-            let learnt = learnt(&mut first, pauses);
-            assert!((pauses.saturating_sub(1)..=pauses).contains(&learnt));
+        for steps in [50, 300, 10, 0] {
+            let learnt = learnt(&mut first, steps);
+            assert!((steps.saturating_sub(1)..=steps + GROWTH).contains(&learnt));
         }
     }
 
@@ -157,6 +151,6 @@ mod tests {
 
     #[test]
     fn it_does_not_wait_for_ever() {
-        assert_eq!(learnt(&mut FirstLook::default(), u32::MAX), MOST / PART);
+        assert_eq!(learnt(&mut FirstLook::default(), u32::MAX), MOST);
     }
 }
