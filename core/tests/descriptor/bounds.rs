@@ -301,6 +301,15 @@ fn of_the_mappings() {
 }
 
 #[test]
+fn flags_with_flags_are_these_and_those() {
+    let (read, write) = (VmaFlags::READ, VmaFlags::WRITE);
+    let both = read.with(write);
+    assert_eq!((both, both.with(write)), (VmaFlags(3), VmaFlags(3)));
+    assert!(both.contains(both) && both.contains(read) && both.contains(write));
+    assert!(!read.contains(both) && !read.contains(write));
+}
+
+#[test]
 fn of_the_chunks() {
     let (first, second) = (CHUNKS_AT, CHUNKS_AT + chunks::LEN);
     let of = |one, two| Changed::new().half(first, one).half(second, two);
