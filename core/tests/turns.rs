@@ -237,16 +237,23 @@ fn a_late_return_is_taken() {
 /// Replies that fill their last datagram, to requests of any number of parts: nothing is announced that does not follow.
 #[test]
 fn replies_that_fill_their_datagrams_end_with_them() {
-    for parts in 1..5 {
-        for reply_len in [parts * 984 - 1, parts * 984, parts * 984 + 1_u32] {
-            for request_len in [4, 984, 985, 2 * 984, 2500, 5 * 984] {
-                let mut network = Network::new(1);
-                let place = network.connected_client();
-                let mut payload = vec![0; request_len];
-                payload[..4].copy_from_slice(&reply_len.to_le_bytes());
-                assert!(is_reply(&network.call(place, LENGTH, &payload)));
-                assert_eq!(network.sent(Kind::Reply), reply_len.div_ceil(984));
-                assert_eq!(network.now_ns, 0, "nothing waited for a timer");
+    // In a session whose requests leave several parts unanswered, and in one whose requests leave one.
+    for slots in [1, 8] {
+        for parts in 1..5 {
+            for reply_len in [parts * 984 - 1, parts * 984, parts * 984 + 1_u32] {
+                for request_len in [4, 984, 985, 2 * 984, 2500, 5 * 984] {
+                    let mut network = Network::new(1);
+                    let place = network.add_client_with(ClientConfig {
+                        slots,
+                        ..client_config(5)
+                    });
+                    assert_eq!(network.connect(place), [Event::Connected]);
+                    let mut payload = vec![0; request_len];
+                    payload[..4].copy_from_slice(&reply_len.to_le_bytes());
+                    assert!(is_reply(&network.call(place, LENGTH, &payload)));
+                    assert_eq!(network.sent(Kind::Reply), reply_len.div_ceil(984));
+                    assert_eq!(network.now_ns, 0, "nothing waited for a timer");
+                }
             }
         }
     }

@@ -77,6 +77,34 @@ fn a_bucket_has_sixteen_sessions_and_no_more() {
     });
 }
 
+/// wire.md §7.2: those of the same address, with the same key and an earlier nonce, also where the numbers come round.
+#[test]
+fn a_confirmed_session_ends_its_clients_earlier_ones_and_no_others() {
+    for first in [0, 1, u64::MAX - 1, u64::MAX / 2, 1 << 63] {
+        with_table(64, EPOCH, |mut table| {
+            let mut open = |peer, client_key, after: u64| {
+                let wanted = Wanted {
+                    client_nonce: first.wrapping_add(after),
+                    ..wanted(peer, client_key)
+                };
+                table.open(0, &wanted).unwrap()
+            };
+            let ours = [0, 1, 2, 3].map(|after| open(PEER, 5, after));
+            let others = [open(PEER, 6, 0), open(PEER + 1, 5, 0)];
+            let live = |table: &Table<'_>, index| table.at(index).unwrap().is_live();
+            assert_eq!(table.confirm(ours[2]), 2);
+            for (place, index) in ours.into_iter().enumerate() {
+                assert_eq!(live(&table, index), place >= 2, "{place} from {first}");
+            }
+            // A second time, or one that has ended.
+            assert_eq!((table.confirm(ours[2]), table.confirm(ours[0])), (0, 0));
+            assert_eq!(table.confirm(ours[3]), 1);
+            assert!(others.iter().all(|index| live(&table, *index)));
+            assert_eq!(table.live(), 3);
+        });
+    }
+}
+
 /// Keys and addresses need not be drawn at random to be spread.
 #[test]
 fn those_who_differ_little_do_not_share_buckets() {
