@@ -285,7 +285,7 @@ fn a_handler_that_fails_in_one_go_fails_as_any_other() {
     assert!(serving.serve(0, PEER, &datagram, Handler::Fails));
     let failed = Message::Error(Refusal::new(ErrorCode::HandlerFailed));
     let failed = bytes_of(session, 1, 0, failed);
-    assert_eq!(serving.sent, [failed.clone()]);
+    assert_eq!(serving.sent, std::slice::from_ref(&failed));
     // It has run, and will not again: the error is saved.
     assert!(!serving.serve(0, PEER, &datagram, Handler::Replies(1)));
     serving.handle(0, PEER, &datagram, Handler::Replies(1), false);
