@@ -189,7 +189,9 @@ mod tests {
             assert_eq!(bucket_of(lower_ns(index + 1) - 1), index);
         }
         assert_eq!(lower_ns(BUCKETS), 1 << MAX_BITS);
-        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+        for beyond in [1 << MAX_BITS, (1 << MAX_BITS) + 1, u64::MAX] {
+            assert_eq!(bucket_of(beyond), BUCKETS - 1);
+        }
     }
 
     #[test]

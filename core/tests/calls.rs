@@ -3,7 +3,7 @@
 
 mod network;
 
-use mitosis_core::rpc::client::{CallError, ClientConfig, Event, RequestId};
+use mitosis_core::rpc::client::{CallError, ClientConfig, Event, RequestId, SlotSet};
 use mitosis_core::rpc::server::{Action, Closed, Server, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
@@ -312,6 +312,42 @@ fn malformed_requests_of_a_session_are_refused() {
     assert_eq!(network.executed, [(ECHO, vec![0; 985])]);
 }
 
+/// wire.md §6.2: only the owner of a session is told what is wrong with its request.
+#[test]
+fn malformed_requests_of_strangers_are_not_answered() {
+    let mut network = Network::new(2);
+    let place = network.connected_client();
+    let stranger = network.connected_client();
+    let session = network.peers[place].client.session();
+    let of_nobody = SessionId {
+        generation: session.generation + 1,
+        ..session
+    };
+    let well_formed = bytes_of(session, 1, 0, request(b"xy"));
+    let mut too_long = well_formed.clone();
+    too_long[28..32].copy_from_slice(&(MAX_MESSAGE + 1).to_le_bytes());
+    let mut no_part = well_formed.clone();
+    no_part[28] = 1;
+    let sent = network.sent;
+    for (malformed, (too_large, bad)) in [(too_long, (1, 0)), (no_part, (1, 1))] {
+        let mut of_nobody_s = malformed.clone();
+        of_nobody_s[8..12].copy_from_slice(&of_nobody.generation.to_le_bytes());
+        let before = network.server.counters().ignored_malformed;
+        network.serve(stranger, &malformed);
+        network.serve(place, &of_nobody_s);
+        let counters = network.server.counters();
+        assert_eq!(counters.ignored_malformed, before + 2);
+        network.serve(place, &malformed);
+        let counters = network.server.counters();
+        assert_eq!(
+            (counters.too_large, counters.bad_requests),
+            (too_large, bad)
+        );
+    }
+    assert_eq!(network.sent(Kind::Error), sent[Kind::Error as usize] + 2);
+    assert_eq!(network.executed, []);
+}
+
 #[test]
 fn what_only_a_server_sends_is_not_answered() {
     let mut network = Network::new(1);
@@ -495,6 +531,22 @@ fn a_buffer_that_is_too_short_loses_an_answer_and_nothing_else() {
         .handle_datagram(0, 7, &datagram, &mut [0; ANSWER_LEN]);
     assert!(matches!(action, Action::Send(_)), "{action:?}");
     assert_eq!(network.server.counters().no_room, 2);
+}
+
+proptest! {
+    #[test]
+    fn a_set_of_slots_has_those_that_are_in_it(bits: u64, slot: u16) {
+        let set = SlotSet(bits);
+        let slots: Vec<_> = (0..64).filter(|slot| bits & 1 << slot != 0).collect();
+        prop_assert_eq!(set.iter().collect::<Vec<_>>(), &slots[..]);
+        prop_assert_eq!(set.len() as usize, slots.len());
+        prop_assert_eq!(set.is_empty(), slots.is_empty());
+        for slot in (0..=64).chain([slot, u16::MAX]) {
+            prop_assert_eq!(set.contains(slot), slots.contains(&slot));
+            let alone = SlotSet::of(slot).iter().collect::<Vec<_>>();
+            prop_assert_eq!(alone, if slot < 64 { vec![slot] } else { vec![] });
+        }
+    }
 }
 
 proptest! {

@@ -223,6 +223,9 @@ fn without_memory_a_long_request_fails_as_busy() {
         }
     );
     assert_eq!(network.executed, []);
+    // It is given up with its first part; those that follow are answered with the saved Error.
+    assert_eq!(network.server.counters().requests, 0);
+    assert_eq!(network.server.counters().segments, 1);
     network.no_memory = false;
     assert!(is_reply(&network.call(place, ECHO, &bytes(5000))));
 }

@@ -256,6 +256,29 @@ fn fields_that_a_kind_does_not_have_must_be_zero() {
     }
 }
 
+/// An error that says what a field holds does not say 0 of one that is not 0.
+#[test]
+fn what_should_be_zero_and_is_not_is_said() {
+    let connect = bytes_of(&examples()[0]);
+    let found = |at: [usize; 2]| {
+        let mut bytes = connect.clone();
+        for at in at {
+            bytes[at] = 1;
+        }
+        match Datagram::parse(&bytes) {
+            Err(Malformed::Field { what, found }) => (what, found),
+            parsed => panic!("{parsed:?}"),
+        }
+    };
+    for at in [[4, 4], [8, 8], [12, 12], [4, 8], [4, 12], [8, 12]] {
+        assert_eq!(found(at), ("session of a connect", 1), "{at:?}");
+    }
+    let tag_at = HEADER_LEN + 16;
+    for byte in 0..16 {
+        assert_eq!(found([tag_at, tag_at + byte]), ("tag", 1), "{byte}");
+    }
+}
+
 #[test]
 fn calls_and_sessions_are_numbered_from_one() {
     for datagram in examples() {

@@ -142,6 +142,68 @@ mod tests {
         }
     }
 
+    /// wire.md §7.5, byte by byte.
+    #[test]
+    fn tags_are_of_the_bytes_that_are_specified() {
+        let key = ClusterKey(core::array::from_fn(|place| place as u8));
+        let session = SessionId {
+            index: 0x0403_0201,
+            generation: 0x1413_1211,
+            epoch: 0x2423_2221,
+        };
+        #[rustfmt::skip]
+        let names = [
+            0x01, 0x02, 0x03, 0x04, 0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x24,
+        ];
+        let connect = Connect {
+            client_key: 4,
+            client_nonce: 5,
+            datagram_len: 4096,
+            slots: 8,
+            credits: 9,
+            max_message_len: 10,
+            tag: None,
+        };
+        let mut said = std::vec![4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0];
+        said.extend([0; 16]);
+        said.extend([0, 16, 8, 0, 9, 0, 1, 0, 10, 0, 0, 0, 0, 0, 0, 0]);
+        let of_connect = [&[1, 1], &[0; 12][..], &said].concat();
+        let accept = Accept {
+            client_nonce: 5,
+            server_nonce: 6,
+            datagram_len: 4096,
+            slots: 8,
+            credits: 9,
+            max_message_len: 10,
+            idle_timeout_ms: 11,
+            tag: None,
+        };
+        let mut said = std::vec![5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0];
+        said.extend([0; 16]);
+        said.extend([0, 16, 8, 0, 9, 0, 1, 0, 10, 0, 0, 0, 11, 0, 0, 0]);
+        let of_accept = [&[2, 1], &names[..], &said].concat();
+        let said = [4, 5, 6].map(u64::to_le_bytes).concat();
+        let of_confirm = [&[3, 1], &names[..], &said].concat();
+        for (tag, bytes) in [
+            (key.connect_tag(&connect), of_connect),
+            (key.accept_tag(session, &accept), of_accept),
+            (key.confirm_tag(session, 4, 5, 6), of_confirm),
+        ] {
+            let hash = SipHasher24::new_with_key(&key.0).hash(&bytes);
+            assert_eq!(tag, hash.as_bytes(), "{bytes:x?}");
+        }
+        // Whatever tags they have.
+        let tag = Some([7; 16]);
+        let (connect, accept) = (Connect { tag, ..connect }, Accept { tag, ..accept });
+        let untagged = |tag| Connect { tag, ..connect };
+        assert_eq!(key.connect_tag(&connect), key.connect_tag(&untagged(None)));
+        let untagged = |tag| Accept { tag, ..accept };
+        assert_eq!(
+            key.accept_tag(session, &accept),
+            key.accept_tag(session, &untagged(None))
+        );
+    }
+
     #[test]
     fn each_bit_of_what_is_said_and_of_the_key_changes_the_tag() {
         let key = ClusterKey([7; 16]);
@@ -183,6 +245,22 @@ mod tests {
         let nonces = Nonces::new(9);
         assert_eq!(nonces.of(session, 1), nonces.of(session, 1));
         assert_ne!(nonces.of(session, 1), nonces.of(next, 1));
+        for other in [
+            SessionId {
+                index: 2,
+                ..session
+            },
+            SessionId {
+                index: 3,
+                ..session
+            },
+            SessionId {
+                epoch: 2,
+                ..session
+            },
+        ] {
+            assert_ne!(nonces.of(session, 1), nonces.of(other, 1));
+        }
         assert_ne!(nonces.of(session, 1), nonces.of(session, 2));
         assert_ne!(nonces.of(session, 1), Nonces::new(10).of(session, 1));
     }

@@ -566,3 +566,6 @@ fn share(wanted: u16, free: u32, others: u32) -> Option<u16> {
     let spare = free.saturating_sub(others).max(1);
     Some(wanted.min(u16::try_from(spare).unwrap_or(u16::MAX)).max(1))
 }
+
+#[cfg(all(test, not(rdma_loom)))]
+mod tests;

@@ -1,5 +1,6 @@
 //! Descriptors through the public face (docs/descriptor.md).
 
+mod bounds;
 mod parts;
 mod refused;
 

@@ -149,6 +149,19 @@ mod tests {
     }
 
     #[test]
+    fn one_call_in_eight_is_measured_and_all_after_a_repetition() {
+        let mut trip = RoundTrip::new(100, 10, 1_000);
+        let measured = |trip: &RoundTrip| (1..=24).filter(|request| trip.wants(*request)).count();
+        assert_eq!(measured(&trip), 24, "nothing has been measured");
+        trip.measured(20);
+        assert_eq!(measured(&trip), 3);
+        trip.ambiguous(1);
+        assert_eq!(measured(&trip), 24, "until one succeeds");
+        trip.measured(20);
+        assert_eq!(measured(&trip), 3);
+    }
+
+    #[test]
     fn the_next_measured_call_begins_where_the_slowest_ended() {
         let mut trip = RoundTrip::new(100, 10, 1_000);
         trip.ambiguous(3);

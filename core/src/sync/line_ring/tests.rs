@@ -190,6 +190,40 @@ fn nothing_in_a_payload_is_taken_for_a_stamp() {
     }
 }
 
+/// However much of it is header.
+#[test]
+fn the_longest_datagram_is_carried_and_a_longer_one_refused() {
+    const LINES: usize = lines_of(MAX_LEN).next_power_of_two();
+    let datagram: Vec<u8> = (0..=MAX_LEN).map(|place| (place % 251) as u8).collect();
+    for header_len in [0, 8, 39, 40, 41, MAX_LEN] {
+        let shared = Shared::new(LINES);
+        let (mut sender, mut receiver) =
+            (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+        let mut words = [0; MAX_LEN.div_ceil(8)];
+        for len in [MAX_LEN, MAX_LEN - 1, MAX_LEN] {
+            let (header, payload) = datagram[..len].split_at(header_len.min(len));
+            sender.push(header, payload).unwrap();
+            assert_eq!(receiver.pop(&mut words), Ok(Some(len)));
+            assert!(words.as_bytes()[..len] == datagram[..len]);
+            let (header, payload) = datagram.split_at(header_len);
+            assert_eq!(sender.push(header, payload), Err(NoRoom));
+            assert_eq!(receiver.pop(&mut words), Ok(None));
+        }
+    }
+}
+
+#[test]
+fn a_datagram_that_the_reader_has_no_room_for_is_broken() {
+    let shared = Shared::new(8);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
+    sender.push(&[1; 40], &[2; 60]).unwrap();
+    for words in 0..13 {
+        let room = &mut [0; 13][..words];
+        assert_eq!(receiver.pop(room), Err(Broken { len: 100 }));
+    }
+    assert_eq!(receiver.pop(&mut [0; 13]), Ok(Some(100)));
+}
+
 #[test]
 fn a_sleeper_is_to_be_woken_once() {
     let shared = Shared::new(2);
