@@ -1,14 +1,12 @@
 //! The client's short ways, for calls of a datagram each way: they do what the long ways do, and leave to those what is not
 //! their own (wire.md §8).
 
-mod network;
-
+use crate::network::{bytes_of, client_config, ECHO, MS};
 use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event, Transmit};
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
     Accept, Datagram, ErrorCode, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN,
 };
-use network::{bytes_of, client_config, ECHO, MS};
 use proptest::prelude::*;
 
 const SESSION: SessionId = SessionId {

@@ -1,18 +1,16 @@
 //! Calls of one datagram as their callers see them, over a network that loses, doubles and
 //! reorders.
 
-mod network;
-
+use crate::network::{
+    bytes_of, client_config, connect_datagram, is_reply, lose, Fate, Network, ECHO, FAILING, MS,
+    SERVER, UNKNOWN,
+};
 use mitosis_core::rpc::client::{CallError, ClientConfig, Event, RequestId, SlotSet};
 use mitosis_core::rpc::server::{Action, Closed, Server, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
     Datagram, ErrorCode, Kind, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN, MAX_MESSAGE,
-};
-use network::{
-    bytes_of, client_config, connect_datagram, is_reply, lose, Fate, Network, ECHO, FAILING, MS,
-    SERVER, UNKNOWN,
 };
 use proptest::prelude::*;
 use rand::rngs::StdRng;

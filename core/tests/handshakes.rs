@@ -1,7 +1,6 @@
 //! What the ends ask for and grant, and which refusals are heeded (wire.md §5, §6.1, §7.6).
 
-mod network;
-
+use crate::network::{bytes_of, client_config, Network, MS, SERVER};
 use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event};
 use mitosis_core::rpc::server::{Action, Server, ServerConfig, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
@@ -10,7 +9,6 @@ use mitosis_core::wire::{
     Accept, Connect, Datagram, ErrorCode, Kind, Message, Reason, Refusal, MAX_CONTROL_LEN,
     MAX_MESSAGE,
 };
-use network::{bytes_of, client_config, Network, MS, SERVER};
 
 /// wire.md §6.1: a refusal without a nonce is heeded if it says that the Connect could not be read, and one with the nonce
 /// of another Connect never is.

@@ -1,7 +1,6 @@
 //! Who may be a member: handshakes with and without a cluster key (wire.md §7.5).
 
-mod network;
-
+use crate::network::{bytes_of, client_config, is_reply, lose, Network, ECHO, MS, SERVER};
 use mitosis_core::rpc::client::{ClientConfig, Event};
 use mitosis_core::rpc::server::ServerConfig;
 use mitosis_core::rpc::Rejected;
@@ -10,7 +9,6 @@ use mitosis_core::wire::{
     Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Message, Part, Reason, HEADER_LEN,
     MAX_CONTROL_LEN,
 };
-use network::{bytes_of, client_config, is_reply, lose, Network, ECHO, MS, SERVER};
 
 const KEY: ClusterKey = ClusterKey([1; 16]);
 const OTHER: ClusterKey = ClusterKey([2; 16]);

@@ -1,14 +1,12 @@
 //! Messages of several datagrams and windows of calls (wire.md §8.2, §8.3).
 
-mod network;
-
+use crate::network::{
+    bytes_of, client_config, is_reply, lose, Fate, Network, ECHO, FAILING, LENGTH, MS, SERVER,
+};
 use mitosis_core::rpc::client::{CallError, ClientConfig, Event, Granted, RequestId};
 use mitosis_core::rpc::server::{Action, Closed, ServerConfig, ANSWER_LEN};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::wire::{ErrorCode, Kind, Message, Part, HEADER_LEN, MAX_FETCH, MAX_MESSAGE};
-use network::{
-    bytes_of, client_config, is_reply, lose, Fate, Network, ECHO, FAILING, LENGTH, MS, SERVER,
-};
 use proptest::prelude::*;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -1,14 +1,12 @@
 //! Parts of requests that come again, or too early, by what the server knows of their slot (wire.md §8.4).
 
-mod network;
-
+use crate::network::{bytes_of, connect_datagram, ECHO, SERVER};
 use mitosis_core::rpc::server::{
     Action, Dispatched, PeerId, Server, ServerSlot, Session, ANSWER_LEN,
 };
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{Datagram, ErrorCode, Message, Part, Refusal};
-use network::{bytes_of, connect_datagram, ECHO, SERVER};
 
 const PEER: PeerId = 7;
 /// The longest part of a message.

@@ -1,17 +1,15 @@
 //! The server's short way, for calls of a datagram each way: it does what the long way does, and leaves to that what is not
 //! its own (wire.md §8).
 
-mod network;
-
 use std::collections::BTreeSet;
 
+use crate::network::{bytes_of, ECHO, MS, SERVER};
 use mitosis_core::rpc::server::{
     Action, Dispatched, PeerId, Request, Served, Server, ServerConfig, ServerSlot, Session,
     Transmission, ANSWER_LEN,
 };
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{Connect, Datagram, ErrorCode, Message, Part, Refusal, Words, HEADER_LEN};
-use network::{bytes_of, ECHO, MS, SERVER};
 use proptest::prelude::*;
 
 const PEER: PeerId = 7;

@@ -1,7 +1,8 @@
 //! How sessions begin, are kept and end, over a network that loses and doubles.
 
-mod network;
-
+use crate::network::{
+    bytes_of, client_config, connect_datagram, is_reply, lose, Network, ECHO, MS, SERVER,
+};
 use mitosis_core::rpc::client::{ClientConfig, Event, RequestId};
 use mitosis_core::rpc::server::{
     Action, Closed, Server, ServerConfig, ServerSlot, Session, ANSWER_LEN,
@@ -10,9 +11,6 @@ use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
     Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Message, Part, Refusal, MAX_CONTROL_LEN,
-};
-use network::{
-    bytes_of, client_config, connect_datagram, is_reply, lose, Network, ECHO, MS, SERVER,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

@@ -1,14 +1,12 @@
 //! What each end does when its time has come, and not a nanosecond before (wire.md §7.3, §8.5).
 
-mod network;
-
+use crate::network::{bytes_of, client_config, connect_datagram, ECHO, MS, SERVER};
 use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event};
 use mitosis_core::rpc::server::{Action, Server, ServerConfig, ServerSlot, Session, ANSWER_LEN};
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
     Accept, Datagram, ErrorCode, Kind, Message, Part, Refusal, MAX_CONTROL_LEN,
 };
-use network::{bytes_of, client_config, connect_datagram, ECHO, MS, SERVER};
 
 const SESSION: SessionId = SessionId {
     index: 0,

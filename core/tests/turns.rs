@@ -1,12 +1,10 @@
 //! What of a client's calls is unanswered, and whose parts are sent next (wire.md §8.2, §8.3).
 
-mod network;
-
+use crate::network::{bytes_of, client_config, is_reply, Network, ECHO, LENGTH, MS};
 use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event};
 use mitosis_core::rpc::Rejected;
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{Accept, Datagram, Kind, Message, Part, HEADER_LEN, MAX_CONTROL_LEN};
-use network::{bytes_of, client_config, is_reply, Network, ECHO, LENGTH, MS};
 
 const SESSION: SessionId = SessionId {
     index: 0,

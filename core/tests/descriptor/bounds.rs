@@ -2,8 +2,8 @@
 
 use mitosis_core::descriptor::{self, *};
 
-use crate::parts::*;
-use crate::{REGISTERS_AT, TASK_AT, VMAS_AT};
+use super::parts::*;
+use super::{REGISTERS_AT, TASK_AT, VMAS_AT};
 
 const IDENTITY_AT: usize = 56;
 const LAYOUT_AT: usize = TASK_AT - layout::LEN;

@@ -2,8 +2,8 @@
 
 use mitosis_core::descriptor::{self, *};
 
-use crate::parts::*;
-use crate::VMAS_AT;
+use super::parts::*;
+use super::VMAS_AT;
 
 #[test]
 fn every_truncation_and_extension_is_refused() {

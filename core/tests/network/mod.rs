@@ -1,5 +1,4 @@
 //! A server and its clients joined by queues under a virtual clock, with a fate for each datagram.
-#![allow(dead_code)] // Each test binary uses its part.
 
 use std::collections::VecDeque;
 
