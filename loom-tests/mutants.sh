@@ -24,10 +24,10 @@ export CARGO_TARGET_DIR="$scratch/target"
 
 # Which models look at a file.
 models() {
-    case $1 in
+    case ${1%%/*} in
         count) echo '--test loom_count --test loom_seeds' ;;
         gauge | stop) echo '--test loom_signals --test loom_seeds --test loom_shutdown' ;;
-        *) echo "--test loom_$1" ;;
+        *) echo "--test loom_${1%%/*}" ;;
     esac
 }
 
@@ -64,8 +64,9 @@ fi
 
 missed=0
 tried=0
-for file in core/src/sync/*.rs; do
-    name=$(basename "$file" .rs)
+for file in $(find core/src/sync -name '*.rs' ! -name tests.rs | sort); do
+    name=${file#core/src/sync/}
+    name=${name%.rs}
     case $name in *"$only"*) ;; *) continue ;; esac
     for found in $(code "$file" | grep -o '^[0-9]*:.*Ordering::\(Acquire\|Release\|AcqRel\|SeqCst\)' | sed 's/:.*Ordering::/:/'); do
         line=${found%%:*}

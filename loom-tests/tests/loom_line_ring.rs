@@ -38,49 +38,59 @@ fn shared(lines: usize) -> Handle {
     }))
 }
 
-/// Datagrams of these many words, of the number of each.
-fn loom_datagrams_arrive_whole_and_in_order(lines: usize, datagrams: &'static [usize]) {
+/// Datagrams of these many words, of the number of each, so many of which are shown together.
+fn loom_datagrams_arrive_whole_and_in_order(lines: usize, datagrams: &'static [usize], group: u64) {
     loom::model(move || {
         let memory = shared(lines);
         let mut sender = Sender::new(memory.clone());
-        let mut receiver = Receiver::new(memory);
+        sender.group(group);
+        let mut receiver = Receiver::<_, 2>::new(memory);
         let pushing = thread::spawn(move || {
             for (number, words) in (1_u64..).zip(datagrams) {
                 let bytes = number.to_ne_bytes();
-                let (header, payload) = ([bytes, bytes].concat(), bytes);
-                let (header, payload) = match words {
-                    1 => (&[][..], &payload[..]),
-                    _ => (&header[..8], &payload[..]),
-                };
-                while sender.push(header, payload).is_err() {
+                // One word goes the short way, and two do not.
+                let payload = if *words == 1 { &[] } else { &bytes[..] };
+                while sender.push(&bytes, payload).is_err() {
                     thread::yield_now();
                 }
             }
+            sender.show();
         });
-        let mut words = [0; 2];
         for (number, &count) in (1_u64..).zip(datagrams) {
             let len = loop {
-                match receiver.pop(&mut words).unwrap() {
+                match receiver.pop().unwrap() {
                     Some(len) => break len,
                     None => thread::yield_now(),
                 }
             };
             assert_eq!(len, 8 * count);
-            assert!(words[..count].iter().all(|&word| word == number));
+            let words = &receiver.words()[..count];
+            assert!(words.iter().all(|&word| word == number));
         }
-        assert_eq!(receiver.pop(&mut words), Ok(None));
+        assert_eq!(receiver.pop(), Ok(None));
         pushing.join().unwrap();
     });
 }
 
 #[test]
 fn loom_line_ring_writes_a_line_again_once_it_was_read() {
-    loom_datagrams_arrive_whole_and_in_order(1, &[1, 1, 1]);
+    loom_datagrams_arrive_whole_and_in_order(1, &[1, 1, 1], 1);
 }
 
 #[test]
 fn loom_line_ring_shows_two_lines_or_none() {
-    loom_datagrams_arrive_whole_and_in_order(2, &[1, 2, 1]);
+    loom_datagrams_arrive_whole_and_in_order(2, &[1, 2, 1], 1);
+}
+
+#[test]
+fn loom_line_ring_shows_a_group_whole() {
+    loom_datagrams_arrive_whole_and_in_order(2, &[1, 1], 2);
+}
+
+#[test]
+fn loom_line_ring_shows_what_there_is_of_a_group() {
+    loom_datagrams_arrive_whole_and_in_order(2, &[1], 2);
+    loom_datagrams_arrive_whole_and_in_order(4, &[1, 1, 2], 3);
 }
 
 /// A sleeper is woken by whatever is pushed after it looked. loom finds it asleep for ever otherwise.
@@ -89,7 +99,7 @@ fn loom_line_ring_wakes_a_sleeper() {
     loom::model(|| {
         let memory = shared(2);
         let mut sender = Sender::new(memory.clone());
-        let mut receiver = Receiver::new(memory.clone());
+        let mut receiver = Receiver::<_, 1>::new(memory.clone());
         let pushing = thread::spawn({
             let memory = memory.clone();
             move || {
@@ -99,14 +109,13 @@ fn loom_line_ring_wakes_a_sleeper() {
                 }
             }
         });
-        let mut words = [0];
-        while receiver.pop(&mut words).unwrap().is_none() {
+        while receiver.pop().unwrap().is_none() {
             if receiver.fall_asleep() {
                 memory.0.socket.wait();
                 receiver.wake_up();
             }
         }
-        assert_eq!(words, [7]);
+        assert_eq!(receiver.words(), &[7]);
         pushing.join().unwrap();
     });
 }

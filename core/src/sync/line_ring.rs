@@ -11,6 +11,10 @@
 //! Nothing is known here of what they mean, but in headers most of them repeat themselves, and so a short call fits into one
 //! line: one transfer between two caches.
 //!
+//! A reader that has nothing to do looks at the next line again and again, and each look takes it from the one that is writing it.
+//! Where many datagrams follow each other, the first of a group is therefore written last: the others' lines are left alone until
+//! then.
+//!
 //! # What the other end may do
 //!
 //! It may die between any two instructions: a datagram whose first stamp is missing has not been sent, and neither end ever
@@ -20,7 +24,9 @@
 
 mod words;
 
-use self::words::{read_common, read_lead, read_lines, words_of, write_lead, write_words};
+use self::words::{
+    read_common, read_lead, read_lines, words_of, write_common, write_lead, write_words,
+};
 use super::prefetch;
 use super::primitive::{fence, AtomicU64, Ordering};
 
@@ -39,9 +45,6 @@ pub const LINE_DATA_LEN: usize = DATA_WORDS * WORD;
 /// How far ahead of its datagram a sender asks for the lines that it will write, so that they are its own by then: as many
 /// as make up for the way to another core and back.
 const WRITE_AHEAD: u64 = 16;
-
-/// The same for a receiver that finds one datagram after the other, and therefore more written lines.
-const READ_AHEAD: u64 = 8;
 
 /// The words of a datagram that are left out where they repeat the last one's: those of a header.
 pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
@@ -185,6 +188,11 @@ pub struct Sender<M> {
     consumed_seen: u64,
     /// The last datagram's first words.
     last: [u64; LEAD_WORDS],
+    /// How many datagrams are a group.
+    group: u64,
+    /// The first line of a group, which is written last, and its number. There is none if its stamp is 0.
+    held: Line,
+    held_number: u64,
 }
 
 impl<M: Memory> Sender<M> {
@@ -195,6 +203,9 @@ impl<M: Memory> Sender<M> {
             next: 0,
             consumed_seen: 0,
             last: [0; LEAD_WORDS],
+            group: 1,
+            held: Line::new(),
+            held_number: 0,
         }
     }
 
@@ -205,7 +216,17 @@ impl<M: Memory> Sender<M> {
         prefetch::to_write(line(self.memory.lines(), self.next));
     }
 
-    /// Sends a datagram of `header` and, after it, `payload`. The receiver can see it at once, if it is looking.
+    /// From now on, others follow each datagram soon: the receiver sees so many at once, if each takes one line, and what there is
+    /// of a group after [`Sender::show`] at the latest. With one or none, as it is at first, it sees each at once.
+    #[inline(always)]
+    pub fn group(&mut self, datagrams: u64) {
+        self.group = datagrams;
+        if datagrams <= 1 {
+            self.show();
+        }
+    }
+
+    /// Sends a datagram of `header` and, after it, `payload`.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
         match header.try_into() {
@@ -214,15 +235,44 @@ impl<M: Memory> Sender<M> {
         }
     }
 
+    /// Shows the receiver what there is of a group.
+    #[inline(always)]
+    pub fn show(&mut self) {
+        if self.holds() {
+            self.write_held();
+        }
+    }
+
+    /// Whether a line is held back.
+    #[inline(always)]
+    fn holds(&self) -> bool {
+        // Relaxed, as all of this line: nobody else has it.
+        self.held.stamp.load(Ordering::Relaxed) != 0
+    }
+
+    fn write_held(&mut self) {
+        if let Some(first) = line(self.memory.lines(), self.held_number) {
+            #[cfg(rdma_loom)]
+            first.witness.with_mut(|_| ());
+            for (place, word) in first.data.iter().zip(&self.held.data) {
+                place.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+            let said = self.held.stamp.load(Ordering::Relaxed);
+            // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
+            first.stamp.store(said, Ordering::Release);
+        }
+        self.held.stamp.store(0, Ordering::Relaxed);
+    }
+
     /// Sends a datagram that takes one line and leaves out the [`COMMON`] words and no others, if this can be one. Almost without
     /// a choice, as it is on the way of every small call, twice.
     #[inline(always)]
     fn push_common(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> bool {
         let taken = self.next.wrapping_sub(self.consumed_seen);
         let lines = self.memory.lines();
-        let lead = words_of(lead);
+        let words = words_of(lead);
         let mut others = 0;
-        for (index, (word, last)) in lead.iter().zip(&self.last).enumerate() {
+        for (index, (word, last)) in words.iter().zip(&self.last).enumerate() {
             if COMMON >> index & 1 != 0 {
                 others |= word ^ last;
             }
@@ -233,26 +283,35 @@ impl<M: Memory> Sender<M> {
         let Some(first) = line(lines, self.next) else {
             return false;
         };
-        #[cfg(rdma_loom)]
-        first.witness.with_mut(|_| ());
-        let mut places = first.data.iter();
-        for (index, (&word, last)) in lead.iter().zip(&mut self.last).enumerate() {
-            if COMMON >> index & 1 == 0 {
-                *last = word;
-                if let Some(place) = places.next() {
-                    // Relaxed, as all words: the first line's stamp publishes them.
-                    place.store(word, Ordering::Relaxed);
-                }
-            }
-        }
-        write_words(places.as_slice(), payload);
         let len = LEAD_LEN.wrapping_add(payload.len());
         let said = stamp(self.next, COMMON << LEN_BITS | len as u64);
-        // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
-        first.stamp.store(said, Ordering::Release);
+        if self.group > 1 {
+            self.push_to_group(lead, payload, said);
+        } else {
+            write_common(first, &mut self.last, &words, payload, said);
+        }
+        let lines = self.memory.lines();
         prefetch::to_write(line(lines, self.next.wrapping_add(WRITE_AHEAD)));
         self.next = self.next.wrapping_add(1);
         true
+    }
+
+    /// Writes a datagram of the common kind that belongs to a group: the first of one where nobody looks yet.
+    #[inline(never)]
+    fn push_to_group(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8], said: u64) {
+        let first = !self.holds();
+        let place = match first {
+            true => Some(&self.held),
+            false => line(self.memory.lines(), self.next),
+        };
+        if let Some(place) = place {
+            write_common(place, &mut self.last, &words_of(lead), payload, said);
+        }
+        if first {
+            self.held_number = self.next;
+        } else if self.next.wrapping_sub(self.held_number).wrapping_add(1) >= self.group {
+            self.show();
+        }
     }
 
     /// Sends a datagram of any length with a header of any length.
@@ -295,6 +354,8 @@ impl<M: Memory> Sender<M> {
         let count = travel.div_ceil(DATA_WORDS).max(1);
         let len = lead_len.wrapping_add(rest.len());
         if len > MAX_LEN || !self.has_room(count) {
+            // Lest the receiver wait for it while this end waits for room.
+            self.show();
             return Err(NoRoom);
         }
         let Some(first) = line(self.memory.lines(), self.next) else {
@@ -342,6 +403,8 @@ impl<M: Memory> Sender<M> {
             // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the first stamp sees every line.
             first.stamp.store(stamp(self.next, kind), Ordering::Release);
         }
+        self.show();
+        let lines = self.memory.lines();
         let ahead = self.next.wrapping_add(WRITE_AHEAD);
         match count {
             1 => prefetch::to_write(line(lines, ahead)),
@@ -381,31 +444,29 @@ impl<M: Memory> Sender<M> {
     }
 }
 
-/// The end that receives.
-pub struct Receiver<M> {
+/// The end that receives, datagrams of so many words at most.
+pub struct Receiver<M, const WORDS: usize> {
     memory: M,
     /// Number of the next line.
     next: u64,
-    /// The last look found a datagram.
-    found: bool,
-    /// The last datagram's first words.
-    last: [u64; LEAD_WORDS],
+    /// The last datagram: of its first words, the next one carries only those that differ.
+    words: [u64; WORDS],
 }
 
-impl<M: Memory> Receiver<M> {
+impl<M: Memory, const WORDS: usize> Receiver<M, WORDS> {
     /// The receiving end of a ring of zeros.
     pub fn new(memory: M) -> Self {
+        const { assert!(WORDS >= LEAD_WORDS + COMMON_PAYLOAD) };
         Self {
             memory,
             next: 0,
-            found: false,
-            last: [0; LEAD_WORDS],
+            words: [0; WORDS],
         }
     }
 
-    /// Copies the oldest datagram to the start of `words`, in the bytes' order, and returns its length in bytes.
+    /// Takes the oldest datagram, and returns its length in bytes. [`Receiver::words`] begins with it then.
     #[inline(always)]
-    pub fn pop(&mut self, words: &mut [u64]) -> Result<Option<usize>, Broken> {
+    pub fn pop(&mut self) -> Result<Option<usize>, Broken> {
         let lines = self.memory.lines();
         let Some(first) = line(lines, self.next) else {
             return Ok(None);
@@ -414,56 +475,47 @@ impl<M: Memory> Receiver<M> {
         let said = first.stamp.load(Ordering::Acquire);
         let kind = said.wrapping_sub(stamp(self.next, 0));
         if kind > kind_of(u64::MAX) {
-            self.found = false;
             return Ok(None);
         }
         // A length that is shorter than a header or longer than a line is out of the ordinary, if it is one at all.
         let len = (kind & MAX_LEN as u64) as usize;
         let payload_len = len.wrapping_sub(LEAD_LEN);
         let fits = (0..=COMMON_PAYLOAD * WORD).contains(&payload_len);
-        let place = words.first_chunk_mut::<{ LEAD_WORDS + COMMON_PAYLOAD }>();
+        let place = self
+            .words
+            .first_chunk_mut::<{ LEAD_WORDS + COMMON_PAYLOAD }>();
         match place {
             Some(place) if kind >> LEN_BITS == COMMON && fits => {
-                read_common(first, &mut self.last, place);
+                read_common(first, place);
                 #[cfg(rdma_loom)]
                 first.witness.with(|_| ());
                 self.taken(1);
                 Ok(Some(len))
             }
-            _ => self.pop_any(kind, words),
+            _ => self.pop_any(kind),
         }
     }
 
-    /// The next datagram is an answer to what this end has just sent, and not one of many: the lines after it are left alone, which
-    /// their writer may have by now.
+    /// The last datagram, in the bytes' order, and after it what is left of older ones.
     #[inline(always)]
-    pub fn expect_one(&mut self) {
-        self.found = false;
+    pub fn words(&self) -> &[u64; WORDS] {
+        &self.words
     }
 
     /// Copies a datagram of any kind that has come.
     #[inline(never)]
-    fn pop_any(&mut self, kind: u64, words: &mut [u64]) -> Result<Option<usize>, Broken> {
+    fn pop_any(&mut self, kind: u64) -> Result<Option<usize>, Broken> {
         let lines = self.memory.lines();
         let Some(first) = line(lines, self.next) else {
             return Ok(None);
         };
         let len = (kind & MAX_LEN as u64) as usize;
-        let Some(words) = words.get_mut(..len.div_ceil(WORD)) else {
+        let Some(words) = self.words.get_mut(..len.div_ceil(WORD)) else {
             return Err(Broken { len });
         };
-        let left_out = kind >> LEN_BITS;
+        let (lead, rest) = words.split_at_mut(words.len().min(LEAD_WORDS));
         let mut places = first.data.iter();
-        let rest = match words.split_first_chunk_mut::<LEAD_WORDS>() {
-            Some((lead, rest)) => {
-                read_lead(&mut places, left_out, &mut self.last, lead);
-                rest
-            }
-            None => {
-                read_lead(&mut places, left_out, &mut self.last, words);
-                &mut []
-            }
-        };
+        read_lead(&mut places, kind >> LEN_BITS, lead);
         let here = rest.len().min(places.len());
         let (here, elsewhere) = rest.split_at_mut(here);
         for (word, place) in here.iter_mut().zip(places) {
@@ -490,16 +542,6 @@ impl<M: Memory> Receiver<M> {
         // Release: pairs with the Acquire in `Sender::has_room`, so that the lines are written again only after these reads.
         let consumed = &self.memory.control().consumed.0;
         consumed.store(self.next, Ordering::Release);
-        if self.found {
-            let lines = self.memory.lines();
-            let ahead = self.next.wrapping_add(READ_AHEAD);
-            match count {
-                1 => prefetch::to_read(line(lines, ahead.wrapping_sub(1))),
-                _ => (1..=READ_AHEAD.min(count))
-                    .for_each(|back| prefetch::to_read(line(lines, ahead.wrapping_sub(back)))),
-            }
-        }
-        self.found = true;
     }
 
     /// Whether the awaited line has been written.

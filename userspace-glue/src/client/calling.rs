@@ -21,6 +21,9 @@ const SERVER: PeerId = 0;
 /// How many datagrams are taken in before it is the caller's turn.
 pub const BATCH: usize = 32;
 
+/// Of so many outstanding calls, one may be held back: the server has to do with the others.
+const OUTSTANDING_FOR_ONE: u32 = 4;
+
 /// The longest sleep, so that the clock is looked at.
 const NAP: Duration = Duration::from_millis(500);
 
@@ -193,6 +196,7 @@ impl<F: Fabric> Calling<F> {
         let now_ns = self.clock.now_ns();
         let request_len = u32::try_from(request.len()).unwrap_or(u32::MAX);
         let fabric = &mut self.fabric;
+        fabric.may_wait(self.outstanding / OUTSTANDING_FOR_ONE);
         let begun = self.core.with_dependent_mut(|_, core| {
             core.call_whole(now_ns, rpc_id, request_len, |_, header| {
                 fabric.send(SERVER, header, request)
@@ -310,6 +314,7 @@ impl<F: Fabric> Calling<F> {
         };
         if handled > 0 && self.core.with_dependent(|_, core| core.has_to_transmit()) {
             self.transmit()?;
+            self.fabric.flush()?;
         }
         while let Some(call) = self.lost.pop_front() {
             handled += 1;

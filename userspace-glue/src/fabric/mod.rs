@@ -78,6 +78,10 @@ pub trait Fabric: Send {
     /// What ends the fabric, as with [`Fabric::receive`].
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError>;
 
+    /// Of what is sent next, so many datagrams may be held back and leave together, at [`Fabric::flush`] at the latest: others
+    /// follow soon, and their receiver has enough to do without them. At first none.
+    fn may_wait(&mut self, _most: u32) {}
+
     /// Lets everything that was queued leave, gives received buffers back, and wakes who sleeps: the doorbell, rung once for
     /// a batch.
     fn flush(&mut self) -> Result<(), FabricError>;

@@ -19,10 +19,14 @@ use crate::fabric::{Fabric, FabricError, Waker};
 use crate::patience::Patience;
 
 /// How many datagrams are answered before the doorbell is rung: few enough that the first does not wait for long.
-const BATCH: usize = 32;
+const BATCH: u32 = 32;
 
 /// The longest sleep, so that the clock is looked at.
 const NAP: Duration = Duration::from_millis(500);
+
+/// How long a request takes at most, on the average, where replies may be held back; and how many of them.
+const QUICK_NS: u64 = 1000;
+const HELD_BACK: u32 = 64;
 
 struct Tables {
     sessions: Vec<Session>,
@@ -48,6 +52,11 @@ pub struct Serving<F> {
     sessions: Vec<Vec<SessionId>>,
     clock: Clock,
     patience: Patience,
+    /// Requests since this reading of the clock.
+    paced: u32,
+    paced_ns: u64,
+    /// Of the last reply.
+    header: Words,
     out: [u8; ANSWER_LEN],
 }
 
@@ -97,6 +106,9 @@ impl<F: Fabric> Serving<F> {
             sessions: vec![Vec::new(); peers],
             clock: Clock::new(),
             patience: Patience::new(options.spin),
+            paced: 0,
+            paced_ns: 0,
+            header: Words::default(),
             out: [0; ANSWER_LEN],
         }
     }
@@ -126,10 +138,21 @@ impl<F: Fabric> Serving<F> {
             }
             self.clock.idle()
         };
+        self.paced += handled;
         if read {
+            self.pace();
             self.expire();
         }
         Ok(handled > 0)
+    }
+
+    /// Replies may be held back, a few together, where requests are many and quick: not while a slow handler runs.
+    fn pace(&mut self) {
+        let now_ns = self.clock.now_ns();
+        let took_ns = now_ns.saturating_sub(self.paced_ns);
+        let quick = took_ns < u64::from(self.paced) * QUICK_NS;
+        self.fabric.may_wait(if quick { HELD_BACK } else { 0 });
+        (self.paced, self.paced_ns) = (0, now_ns);
     }
 
     /// Waits for work after there was none: spins at first, then sleeps, for `timeout` at most.
@@ -179,10 +202,10 @@ impl<F: Fabric> Serving<F> {
         let now_ns = self.clock.now_ns();
         let from = arrival.from;
         let (handlers, slots, out) = (&mut self.handlers, &mut self.slots, &mut self.out);
+        let header = &mut self.header;
         let datagram = arrival.datagram;
-        let mut header = Words::default();
         let whole = self.core.with_dependent_mut(|_, core| {
-            core.serve_whole(now_ns, from, datagram, &mut header, |request| {
+            core.serve_whole(now_ns, from, datagram, header, |request| {
                 answer(request, handlers, slots)
             })
         });

@@ -13,7 +13,7 @@ use super::first_look::{pause, FirstLook};
 use super::greeting::{self, Answer, Status};
 use super::name;
 use super::segment::{self, NotASegment, Ring, Rings};
-use super::{ring_holds, words, Words, DATAGRAM_LEN};
+use super::{ring_holds, DATAGRAM_LEN, DATAGRAM_WORDS, MOST_IN_GROUP};
 use crate::address::ShmName;
 use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerId, Waker};
 
@@ -31,10 +31,9 @@ pub struct ShmClient {
     socket: OwnedFd,
     waker: Waker,
     sender: Sender<Ring>,
-    receiver: Receiver<Ring>,
+    receiver: Receiver<Ring, DATAGRAM_WORDS>,
     ring_lines: usize,
-    words: Words,
-    /// How many bytes of them the last datagram has.
+    /// How many bytes the last datagram has.
     len: usize,
     sent: bool,
     /// How often the ring is to be looked at.
@@ -119,7 +118,6 @@ impl ShmClient {
             sender: Sender::new(rings.upward),
             receiver: Receiver::new(rings.downward),
             ring_lines,
-            words: words(),
             len: 0,
             sent: false,
             looks: POLLS,
@@ -161,10 +159,9 @@ impl Fabric for ShmClient {
         let first = self.first_look.wait();
         if first {
             self.looks = POLLS;
-            self.receiver.expect_one();
         }
         for look in 0..self.looks {
-            match self.receiver.pop(&mut *self.words) {
+            match self.receiver.pop() {
                 Ok(Some(len)) => {
                     if first {
                         self.first_look.found(look == 0);
@@ -194,7 +191,13 @@ impl Fabric for ShmClient {
 
     #[inline(always)]
     fn received(&self) -> &[u8] {
-        self.words.as_bytes().get(..self.len).unwrap_or_default()
+        let words = self.receiver.words();
+        words.as_bytes().get(..self.len).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn may_wait(&mut self, most: u32) {
+        self.sender.group(u64::from(most).min(MOST_IN_GROUP));
     }
 
     #[inline(always)]
@@ -215,6 +218,7 @@ impl Fabric for ShmClient {
     fn flush(&mut self) -> Result<(), FabricError> {
         if self.sent {
             self.sent = false;
+            self.sender.show();
             if self.sender.must_wake() {
                 greeting::wake(self.socket.as_fd());
             }

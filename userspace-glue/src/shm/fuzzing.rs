@@ -12,7 +12,7 @@ use rustix::net::{send, socketpair, AddressFamily, SendFlags, SocketFlags, Socke
 
 use super::greeting::{self, Answer};
 use super::segment::{self, Ring};
-use super::{name, words, ShmClient, ShmServer, ShmServerConfig, Words, DATAGRAM_LEN};
+use super::{name, ShmClient, ShmServer, ShmServerConfig, DATAGRAM_LEN, DATAGRAM_WORDS};
 use crate::address::ShmName;
 use crate::fabric::{Fabric, PeerId};
 
@@ -67,11 +67,10 @@ struct Hostile {
     socket: Option<OwnedFd>,
     /// Its own ends, with which it can also keep to the format.
     sender: Sender<Ring>,
-    receiver: Receiver<Ring>,
+    receiver: Receiver<Ring, DATAGRAM_WORDS>,
     /// Which of the two rings it writes: 0 upwards, 1 downwards.
     written: u64,
     pushed: u64,
-    words: Words,
 }
 
 impl Hostile {
@@ -115,7 +114,7 @@ impl Hostile {
                 }
             }
             // What it makes of its own scribbles is its own matter.
-            Doing::Pop => drop(self.receiver.pop(&mut *self.words)),
+            Doing::Pop => drop(self.receiver.pop()),
             Doing::Wake { count, len } => {
                 if let Some(socket) = &self.socket {
                     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -191,7 +190,6 @@ fn against_a_server(input: &mut Unstructured<'_>) {
         receiver: Receiver::new(rings.downward),
         written: 0,
         pushed: 0,
-        words: words(),
     };
     while !input.is_empty() {
         let Ok(doing) = Doing::arbitrary(input) else {
@@ -231,7 +229,6 @@ fn against_a_client(input: &mut Unstructured<'_>) {
         receiver: Receiver::new(rings.upward),
         written: 1,
         pushed: 0,
-        words: words(),
     };
     while !input.is_empty() {
         let Ok(doing) = Doing::arbitrary(input) else {

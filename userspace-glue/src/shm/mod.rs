@@ -37,15 +37,14 @@ use mitosis_core::wire::MAX_DATAGRAM;
 /// The longest datagram in bytes: nothing but the core's format limits it.
 const DATAGRAM_LEN: usize = MAX_DATAGRAM;
 
+/// How many datagrams leave together at most. More, and neither end has anything to do while the other writes.
+const MOST_IN_GROUP: u64 = 16;
+
 /// How many datagrams of this length a ring of so many lines holds.
 fn ring_holds(lines: usize, datagram_len: usize) -> u16 {
     let each = lines_of(datagram_len.min(DATAGRAM_LEN));
     u16::try_from(lines / each).unwrap_or(u16::MAX).max(1)
 }
 
-/// Where a datagram is copied to before it is looked at.
-type Words = Box<[u64; DATAGRAM_LEN / size_of::<u64>()]>;
-
-fn words() -> Words {
-    Box::new([0; DATAGRAM_LEN / size_of::<u64>()])
-}
+/// Its words.
+const DATAGRAM_WORDS: usize = DATAGRAM_LEN / size_of::<u64>();

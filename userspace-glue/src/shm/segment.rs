@@ -188,12 +188,11 @@ mod tests {
         };
         for (sending, receiving) in [(rings.upward, same.upward), (same.downward, rings.downward)] {
             let mut sender = Sender::new(sending);
-            let mut receiver = Receiver::new(receiving);
-            let mut words = super::super::words();
+            let mut receiver = Receiver::<_, 16>::new(receiving);
             for number in 0..1000_u64 {
                 sender.push(&number.to_ne_bytes(), &[7; 100]).unwrap();
-                assert_eq!(receiver.pop(&mut *words), Ok(Some(108)));
-                assert_eq!(words[0], number);
+                assert_eq!(receiver.pop(), Ok(Some(108)));
+                assert_eq!(receiver.words()[0], number);
             }
         }
     }

@@ -16,7 +16,7 @@ use super::first_look::{pause, FirstLook, NextLook};
 use super::greeting::{self, Status};
 use super::name::{self, Held};
 use super::segment::{self, Ring};
-use super::{ring_holds, words, Words, DATAGRAM_LEN};
+use super::{ring_holds, DATAGRAM_LEN, DATAGRAM_WORDS, MOST_IN_GROUP};
 use crate::address::ShmName;
 use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerId, Waker};
 
@@ -76,11 +76,11 @@ enum Place {
 struct Peer {
     socket: OwnedFd,
     sender: Sender<Ring>,
-    receiver: Receiver<Ring>,
+    receiver: Receiver<Ring, DATAGRAM_WORDS>,
     /// It has closed its end; what it had sent is still received.
     closing: bool,
-    /// Something has been sent to it since the last flush.
-    sent: bool,
+    /// How many datagrams were sent to it since the last flush.
+    sent: u64,
 }
 
 /// A connection that has not said Hello.
@@ -109,8 +109,10 @@ pub struct ShmServer {
     strangers: Vec<Option<Stranger>>,
     gone: VecDeque<PeerId>,
     sent: Vec<PeerId>,
-    words: Words,
-    /// How many bytes of them the last datagram has.
+    /// How many datagrams may leave together.
+    group: u64,
+    /// Who sent the last datagram, and how many bytes it has.
+    from: PeerId,
     len: usize,
     polls: u32,
     dropped: u64,
@@ -143,7 +145,8 @@ impl ShmServer {
             strangers: Vec::new(),
             gone: VecDeque::new(),
             sent: Vec::with_capacity(peers),
-            words: words(),
+            group: 1,
+            from: 0,
             len: 0,
             polls: 0,
             dropped: 0,
@@ -166,12 +169,9 @@ impl ShmServer {
         let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
             return None;
         };
-        if first {
-            peer.receiver.expect_one();
-        }
         let popped = match self.left {
             0 => Ok(None),
-            _ => peer.receiver.pop(&mut *self.words),
+            _ => peer.receiver.pop(),
         };
         let Ok(Some(len)) = popped else {
             return self.next_of_all(first, popped);
@@ -235,7 +235,7 @@ impl ShmServer {
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
                 return None;
             };
-            popped = peer.receiver.pop(&mut *self.words);
+            popped = peer.receiver.pop();
         }
     }
 
@@ -388,7 +388,7 @@ impl ShmServer {
                 sender: Sender::new(rings.downward),
                 receiver: Receiver::new(rings.upward),
                 closing: false,
-                sent: false,
+                sent: 0,
             }));
             self.live.push(index as PeerId);
         }
@@ -462,14 +462,18 @@ impl Fabric for ShmServer {
             self.look_now_and_then()?;
             return Ok(None);
         };
-        self.len = len;
+        (self.from, self.len) = (from, len);
         let datagram = self.received();
         Ok(Some(Arrival { from, datagram }))
     }
 
     #[inline(always)]
     fn received(&self) -> &[u8] {
-        self.words.as_bytes().get(..self.len).unwrap_or_default()
+        let Some(Place::Taken(peer)) = self.places.get(self.from as usize) else {
+            return &[];
+        };
+        let words = peer.receiver.words();
+        words.as_bytes().get(..self.len).unwrap_or_default()
     }
 
     #[inline(always)]
@@ -479,11 +483,18 @@ impl Fabric for ShmServer {
         };
         if peer.sender.push(header, payload).is_err() {
             self.dropped += 1;
-        } else if !peer.sent {
-            peer.sent = true;
+            return Ok(());
+        }
+        peer.sent += 1;
+        if peer.sent == 1 {
             self.sent.push(to);
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn may_wait(&mut self, most: u32) {
+        self.group = u64::from(most).min(MOST_IN_GROUP);
     }
 
     #[inline(always)]
@@ -491,9 +502,13 @@ impl Fabric for ShmServer {
         if !self.sent.is_empty() {
             self.first_look.sent();
         }
+        let most = self.group;
         while let Some(id) = self.sent.pop() {
             if let Some(peer) = self.peer(id) {
-                peer.sent = false;
+                peer.sender.show();
+                // The client has the others to look at meanwhile.
+                peer.sender.group(most.min(peer.sent / 4));
+                peer.sent = 0;
                 if peer.sender.must_wake() {
                     greeting::wake(peer.socket.as_fd());
                 }

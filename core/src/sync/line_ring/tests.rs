@@ -42,10 +42,9 @@ impl Memory for std::sync::Arc<Shared> {
 
 const ROOM: usize = 512;
 
-fn pop<M: Memory>(receiver: &mut Receiver<M>) -> Option<Vec<u8>> {
-    let mut words = [u64::MAX; ROOM / 8];
-    let len = receiver.pop(&mut words).unwrap()?;
-    Some(words.as_bytes()[..len].to_vec())
+fn pop<M: Memory>(receiver: &mut Receiver<M, { ROOM / 8 }>) -> Option<Vec<u8>> {
+    let len = receiver.pop().unwrap()?;
+    Some(receiver.words().as_bytes()[..len].to_vec())
 }
 
 /// How many words of a datagram travel, and its first words.
@@ -67,6 +66,8 @@ fn travelling(datagram: &[u8], last: [u64; LEAD_WORDS]) -> (usize, [u64; LEAD_WO
 enum Operation {
     Push(Vec<u8>, Vec<u8>),
     Pop,
+    Group(u64),
+    Show,
 }
 
 fn operations() -> impl Strategy<Value = Vec<Operation>> {
@@ -83,6 +84,8 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
         1 => (proptest::collection::vec(6..8_u8, 40), bytes(300))
             .prop_map(|(header, payload)| Operation::Push(header, payload)),
         4 => Just(Operation::Pop),
+        1 => (0..6_u64).prop_map(Operation::Group),
+        1 => Just(Operation::Show),
     ];
     proptest::collection::vec(operation, 0..100)
 }
@@ -104,6 +107,8 @@ proptest! {
         }
         let mut oracle: VecDeque<(Vec<u8>, usize)> = VecDeque::new();
         let mut last = [0; LEAD_WORDS];
+        // How many of the last ones need not be seen yet, at most, and how many are a group.
+        let (mut hidden, mut group) = (0, 1_usize);
         for operation in operations {
             match operation {
                 Operation::Push(header, payload) => {
@@ -117,14 +122,33 @@ proptest! {
                     if fits {
                         last = now;
                         oracle.push_back((datagram, lines));
+                        hidden = (hidden + 1).min(group.saturating_sub(1));
+                    } else {
+                        hidden = 0;
                     }
+                }
+                Operation::Pop if oracle.len() <= hidden && !receiver.is_ready() => {
+                    prop_assert_eq!(pop(&mut receiver), None);
                 }
                 Operation::Pop => {
                     let expected = oracle.pop_front().map(|(datagram, _)| datagram);
                     prop_assert_eq!(pop(&mut receiver), expected);
+                    hidden = hidden.min(oracle.len());
+                }
+                Operation::Group(datagrams) => {
+                    sender.group(datagrams);
+                    group = datagrams as usize;
+                    if group <= 1 {
+                        hidden = 0;
+                    }
+                }
+                Operation::Show => {
+                    sender.show();
+                    hidden = 0;
                 }
             }
-            prop_assert_eq!(receiver.is_ready(), !oracle.is_empty());
+            prop_assert!(receiver.is_ready() || oracle.len() <= hidden);
+            prop_assert!(!receiver.is_ready() || !oracle.is_empty());
         }
     }
 
@@ -136,8 +160,7 @@ proptest! {
         ]), 0..200),
     ) {
         let shared = Shared::new(8);
-        let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
-        let mut words = [0; ROOM / 8];
+        let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::<_, { ROOM / 8 }>::new(shared.clone()));
         for (place, word, value) in writes {
             match (place, word) {
                 (9, _) => shared.control.asleep.0.store(value, Ordering::Relaxed),
@@ -145,7 +168,7 @@ proptest! {
                 (place, 0) => shared.lines[place].stamp.store(value, Ordering::Relaxed),
                 (place, word) => shared.lines[place].data[word - 1].store(value, Ordering::Relaxed),
             }
-            match receiver.pop(&mut words) {
+            match receiver.pop() {
                 Ok(Some(len)) => prop_assert!(len <= ROOM),
                 Ok(None) => {}
                 Err(Broken { len }) => prop_assert!(len > ROOM || lines_of(len) > 8),
@@ -173,6 +196,73 @@ fn a_datagram_without_its_first_stamp_has_not_been_sent() {
     );
 }
 
+/// A group is seen when it is complete, when it is shown, or when something follows that belongs to none.
+#[test]
+fn a_group_is_seen_at_once() {
+    let shared = Shared::new(64);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared));
+    let datagram = |number: u8| [[6; 40].as_slice(), &[number; 32]].concat();
+    let (mut pushed, mut popped) = (0, 0);
+    let mut push = |sender: &mut Sender<_>| {
+        let datagram = datagram(pushed);
+        sender.push(&datagram[..40], &datagram[40..]).unwrap();
+        pushed += 1;
+    };
+    let mut seen = |receiver: &mut _, count| {
+        for _ in 0..count {
+            assert_eq!(pop(receiver), Some(datagram(popped)));
+            popped += 1;
+        }
+        assert_eq!(pop(receiver), None);
+    };
+    // The first one is like none before it.
+    push(&mut sender);
+    seen(&mut receiver, 1);
+    sender.group(3);
+    for count in [0, 0, 3, 0, 0, 3] {
+        push(&mut sender);
+        seen(&mut receiver, count);
+    }
+    push(&mut sender);
+    push(&mut sender);
+    seen(&mut receiver, 0);
+    sender.show();
+    seen(&mut receiver, 2);
+    sender.show();
+    push(&mut sender);
+    sender.group(1);
+    seen(&mut receiver, 1);
+    push(&mut sender);
+    seen(&mut receiver, 1);
+    sender.group(8);
+    push(&mut sender);
+    push(&mut sender);
+    sender.push(&[5; 40], &[5; 100]).unwrap();
+    for _ in 0..2 {
+        assert!(receiver.is_ready());
+        assert_eq!(pop(&mut receiver).map(|datagram| datagram.len()), Some(72));
+    }
+    assert_eq!(pop(&mut receiver).map(|datagram| datagram.len()), Some(140));
+}
+
+/// Else both ends would wait for ever.
+#[test]
+fn what_is_held_back_is_seen_where_there_is_no_room() {
+    let shared = Shared::new(4);
+    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared));
+    sender.push(&[6; 40], &[]).unwrap();
+    sender.group(16);
+    for _ in 0..3 {
+        sender.push(&[6; 40], &[]).unwrap();
+    }
+    assert!(pop(&mut receiver).is_some());
+    assert!(!receiver.is_ready());
+    assert_eq!(sender.push(&[6; 40], &[1; 100]), Err(NoRoom));
+    for _ in 0..3 {
+        assert_eq!(pop(&mut receiver), Some(vec![6; 40]));
+    }
+}
+
 /// A payload that looks like the stamps to come, in a line that is a first one later on.
 #[test]
 fn nothing_in_a_payload_is_taken_for_a_stamp() {
@@ -197,31 +287,41 @@ fn the_longest_datagram_is_carried_and_a_longer_one_refused() {
     let datagram: Vec<u8> = (0..=MAX_LEN).map(|place| (place % 251) as u8).collect();
     for header_len in [0, 8, 39, 40, 41, MAX_LEN] {
         let shared = Shared::new(LINES);
-        let (mut sender, mut receiver) =
-            (Sender::new(shared.clone()), Receiver::new(shared.clone()));
-        let mut words = [0; MAX_LEN.div_ceil(8)];
+        let (mut sender, mut receiver) = (
+            Sender::new(shared.clone()),
+            Receiver::<_, { MAX_LEN.div_ceil(8) }>::new(shared.clone()),
+        );
         for len in [MAX_LEN, MAX_LEN - 1, MAX_LEN] {
             let (header, payload) = datagram[..len].split_at(header_len.min(len));
             sender.push(header, payload).unwrap();
-            assert_eq!(receiver.pop(&mut words), Ok(Some(len)));
-            assert!(words.as_bytes()[..len] == datagram[..len]);
+            assert_eq!(receiver.pop(), Ok(Some(len)));
+            assert!(receiver.words().as_bytes()[..len] == datagram[..len]);
             let (header, payload) = datagram.split_at(header_len);
             assert_eq!(sender.push(header, payload), Err(NoRoom));
-            assert_eq!(receiver.pop(&mut words), Ok(None));
+            assert_eq!(receiver.pop(), Ok(None));
+        }
+    }
+}
+
+fn is_room<const WORDS: usize>() -> bool {
+    let shared = Shared::new(8);
+    let mut sender = Sender::new(shared.clone());
+    let mut receiver = Receiver::<_, WORDS>::new(shared);
+    sender.push(&[1; 40], &[2; 60]).unwrap();
+    match receiver.pop() {
+        Ok(taken) => taken == Some(100),
+        Err(broken) => {
+            assert_eq!(broken, Broken { len: 100 });
+            assert_eq!(receiver.pop(), Err(broken));
+            false
         }
     }
 }
 
 #[test]
 fn a_datagram_that_the_reader_has_no_room_for_is_broken() {
-    let shared = Shared::new(8);
-    let (mut sender, mut receiver) = (Sender::new(shared.clone()), Receiver::new(shared.clone()));
-    sender.push(&[1; 40], &[2; 60]).unwrap();
-    for words in 0..13 {
-        let room = &mut [0; 13][..words];
-        assert_eq!(receiver.pop(room), Err(Broken { len: 100 }));
-    }
-    assert_eq!(receiver.pop(&mut [0; 13]), Ok(Some(100)));
+    assert!(!is_room::<10>() && !is_room::<11>() && !is_room::<12>());
+    assert!(is_room::<13>() && is_room::<14>());
 }
 
 #[test]

@@ -25,42 +25,61 @@ pub(super) fn write_lead(
     left_out
 }
 
-/// Reads a datagram's first words: those that travel from the line, and the others from the last datagram.
+/// Writes a datagram that leaves out the [`COMMON`] words, and its stamp.
+#[inline(always)]
+pub(super) fn write_common(
+    line: &Line,
+    last: &mut [u64; LEAD_WORDS],
+    lead: &[u64; LEAD_WORDS],
+    payload: &[u8],
+    said: u64,
+) {
+    #[cfg(rdma_loom)]
+    line.witness.with_mut(|_| ());
+    let mut places = line.data.iter();
+    for (index, (&word, last)) in lead.iter().zip(last).enumerate() {
+        if COMMON >> index & 1 == 0 {
+            *last = word;
+            if let Some(place) = places.next() {
+                // Relaxed, as all words: the stamp publishes them.
+                place.store(word, Ordering::Relaxed);
+            }
+        }
+    }
+    write_words(places.as_slice(), payload);
+    // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
+    line.stamp.store(said, Ordering::Release);
+}
+
+/// Reads those of a datagram's first words that travel; the others are as they were.
 #[inline(always)]
 pub(super) fn read_lead(
     places: &mut core::slice::Iter<'_, AtomicU64>,
     left_out: u64,
-    last: &mut [u64; LEAD_WORDS],
     words: &mut [u64],
 ) {
-    for (index, (word, last)) in words.iter_mut().zip(last).enumerate() {
+    for (index, word) in words.iter_mut().enumerate() {
         if left_out >> index & 1 == 0 {
             if let Some(place) = places.next() {
                 // Relaxed, as all words: the stamp has published them. Should the sender write at the same time, the word is
                 // one that it wrote.
-                *last = place.load(Ordering::Relaxed);
+                *word = place.load(Ordering::Relaxed);
             }
         }
-        *word = *last;
     }
 }
 
 /// Reads a datagram that leaves out the [`COMMON`] words, with all the payload that there is room for in its line.
 #[inline(always)]
-pub(super) fn read_common(
-    first: &Line,
-    last: &mut [u64; LEAD_WORDS],
-    words: &mut [u64; LEAD_WORDS + COMMON_PAYLOAD],
-) {
+pub(super) fn read_common(first: &Line, words: &mut [u64; LEAD_WORDS + COMMON_PAYLOAD]) {
     let mut places = first.data.iter();
     let (lead, rest) = words.split_at_mut(LEAD_WORDS);
-    for (index, (word, last)) in lead.iter_mut().zip(last).enumerate() {
+    for (index, word) in lead.iter_mut().enumerate() {
         if COMMON >> index & 1 == 0 {
             if let Some(place) = places.next() {
-                *last = place.load(Ordering::Relaxed);
+                *word = place.load(Ordering::Relaxed);
             }
         }
-        *word = *last;
     }
     for (word, place) in rest.iter_mut().zip(places) {
         *word = place.load(Ordering::Relaxed);
