@@ -24,9 +24,7 @@
 
 mod words;
 
-use self::words::{
-    read_common, read_lead, read_lines, words_of, write_common, write_lead, write_words,
-};
+use self::words::{read_common, read_lead, read_lines, write_common, write_lead, write_words};
 use super::prefetch;
 use super::primitive::{fence, AtomicU64, Ordering};
 
@@ -229,9 +227,19 @@ impl<M: Memory> Sender<M> {
     /// Sends a datagram of `header` and, after it, `payload`.
     #[inline(always)]
     pub fn push(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
-        match header.try_into() {
-            Ok(lead) if self.push_common(lead, payload) => Ok(()),
-            _ => self.push_any(header, payload),
+        match <&[u8; LEAD_LEN]>::try_from(header) {
+            Ok(&lead) => self.push_words(zerocopy::transmute!(lead), payload),
+            Err(_) => self.push_any(header, payload),
+        }
+    }
+
+    /// [`Sender::push`] with a header of these words.
+    #[inline(always)]
+    pub fn push_words(&mut self, lead: [u64; LEAD_WORDS], payload: &[u8]) -> Result<(), NoRoom> {
+        match self.push_common(lead, payload) {
+            true => Ok(()),
+            // Its own copy, or the words would have to be in memory for the short way as well.
+            false => self.push_parts(lead.map(core::convert::identity), LEAD_LEN, payload),
         }
     }
 
@@ -267,12 +275,11 @@ impl<M: Memory> Sender<M> {
     /// Sends a datagram that takes one line and leaves out the [`COMMON`] words and no others, if this can be one. Almost without
     /// a choice, as it is on the way of every small call, twice.
     #[inline(always)]
-    fn push_common(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8]) -> bool {
+    fn push_common(&mut self, lead: [u64; LEAD_WORDS], payload: &[u8]) -> bool {
         let taken = self.next.wrapping_sub(self.consumed_seen);
         let lines = self.memory.lines();
-        let words = words_of(lead);
         let mut others = 0;
-        for (index, (word, last)) in words.iter().zip(&self.last).enumerate() {
+        for (index, (word, last)) in lead.iter().zip(&self.last).enumerate() {
             if COMMON >> index & 1 != 0 {
                 others |= word ^ last;
             }
@@ -288,7 +295,7 @@ impl<M: Memory> Sender<M> {
         if self.group > 1 {
             self.push_to_group(lead, payload, said);
         } else {
-            write_common(first, &mut self.last, &words, payload, said);
+            write_common(first, &mut self.last, &lead, payload, said);
         }
         let lines = self.memory.lines();
         prefetch::to_write(line(lines, self.next.wrapping_add(WRITE_AHEAD)));
@@ -298,14 +305,14 @@ impl<M: Memory> Sender<M> {
 
     /// Writes a datagram of the common kind that belongs to a group: the first of one where nobody looks yet.
     #[inline(never)]
-    fn push_to_group(&mut self, lead: &[u8; LEAD_LEN], payload: &[u8], said: u64) {
+    fn push_to_group(&mut self, lead: [u64; LEAD_WORDS], payload: &[u8], said: u64) {
         let first = !self.holds();
         let place = match first {
             true => Some(&self.held),
             false => line(self.memory.lines(), self.next),
         };
         if let Some(place) = place {
-            write_common(place, &mut self.last, &words_of(lead), payload, said);
+            write_common(place, &mut self.last, &lead, payload, said);
         }
         if first {
             self.held_number = self.next;
@@ -314,12 +321,9 @@ impl<M: Memory> Sender<M> {
         }
     }
 
-    /// Sends a datagram of any length with a header of any length.
+    /// Sends a datagram with a header of any other length.
     #[inline(never)]
     fn push_any(&mut self, header: &[u8], payload: &[u8]) -> Result<(), NoRoom> {
-        if let Ok(lead) = header.try_into() {
-            return self.push_parts(lead, LEAD_LEN, payload);
-        }
         let len = header.len().wrapping_add(payload.len());
         let mut bytes = [0; MAX_LEN.next_multiple_of(WORD)];
         let Some(datagram) = bytes.get_mut(..len) else {
@@ -329,21 +333,25 @@ impl<M: Memory> Sender<M> {
             *to = *from;
         }
         let (lead, rest) = bytes.split_at(LEAD_LEN);
-        let Some(lead) = lead.first_chunk() else {
+        let Some(&lead) = lead.first_chunk::<LEAD_LEN>() else {
             return Err(NoRoom);
         };
         let rest = rest.get(..len.saturating_sub(LEAD_LEN));
-        self.push_parts(lead, len.min(LEAD_LEN), rest.unwrap_or_default())
+        self.push_parts(
+            zerocopy::transmute!(lead),
+            len.min(LEAD_LEN),
+            rest.unwrap_or_default(),
+        )
     }
 
     /// Sends `lead_len` bytes of `lead`, and if those are all of them, `rest`.
+    #[inline(never)]
     fn push_parts(
         &mut self,
-        lead: &[u8; LEAD_LEN],
+        lead: [u64; LEAD_WORDS],
         lead_len: usize,
         rest: &[u8],
     ) -> Result<(), NoRoom> {
-        let lead = words_of(lead);
         let lead = lead.get(..lead_len.div_ceil(WORD)).unwrap_or(&lead);
         let same = lead
             .iter()

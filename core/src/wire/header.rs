@@ -126,6 +126,22 @@ impl<'d> Glance<'d> {
     pub(crate) fn slot(&self) -> u16 {
         self.fields.slot.get()
     }
+
+    /// The header of a reply of one datagram to this request: what names the request is taken over as it is.
+    #[inline(always)]
+    pub(crate) fn reply_words(&self, len: u16) -> Words {
+        const KIND: u64 = 0xff << 24;
+        const SLOT: u64 = 0xffff << 48;
+        let [start, session, request, _, end]: Words = zerocopy::transmute!(*self.fields);
+        let kind = (Kind::Reply as u64) << 24;
+        [
+            (u64::from_le(start) & !KIND | kind).to_le(),
+            session,
+            request,
+            (u64::from(len) << 32).to_le(),
+            (u64::from_le(end) & SLOT | u64::from(len) << 32).to_le(),
+        ]
+    }
 }
 
 /// A header whose magic number, version and kind are known to be right. What its other fields may

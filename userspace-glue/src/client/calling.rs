@@ -199,7 +199,7 @@ impl<F: Fabric> Calling<F> {
         fabric.may_wait(self.outstanding / OUTSTANDING_FOR_ONE);
         let begun = self.core.with_dependent_mut(|_, core| {
             core.call_whole(now_ns, rpc_id, request_len, |_, header| {
-                fabric.send(SERVER, header, request)
+                fabric.send_words(SERVER, header, request)
             })
         });
         let Some((id, slot, sent)) = begun else {

@@ -20,6 +20,9 @@ pub use error::{FabricError, FabricErrorKind};
 pub use mitosis_core::session::PeerId;
 pub use waker::Waker;
 
+use mitosis_core::wire::Words;
+use zerocopy::IntoBytes;
+
 /// A datagram that arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'f> {
@@ -77,6 +80,11 @@ pub trait Fabric: Send {
     ///
     /// What ends the fabric, as with [`Fabric::receive`].
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError>;
+
+    /// [`Fabric::send`] with a header of these words.
+    fn send_words(&mut self, to: PeerId, header: Words, payload: &[u8]) -> Result<(), FabricError> {
+        self.send(to, header.as_bytes(), payload)
+    }
 
     /// Of what is sent next, so many datagrams may be held back and leave together, at [`Fabric::flush`] at the latest: others
     /// follow soon, and their receiver has enough to do without them. At first none.

@@ -9,7 +9,6 @@ use mitosis_core::rpc::server::{
 use mitosis_core::session::{RequestId, SessionId};
 use mitosis_core::wire::{Datagram, ErrorCode, Header, Message, Words};
 use self_cell::{self_cell, MutBorrow};
-use zerocopy::IntoBytes;
 
 use super::handlers::Handlers;
 use super::slots::Slots;
@@ -55,8 +54,6 @@ pub struct Serving<F> {
     /// Requests since this reading of the clock.
     paced: u32,
     paced_ns: u64,
-    /// Of the last reply.
-    header: Words,
     out: [u8; ANSWER_LEN],
 }
 
@@ -108,7 +105,6 @@ impl<F: Fabric> Serving<F> {
             patience: Patience::new(options.spin),
             paced: 0,
             paced_ns: 0,
-            header: Words::default(),
             out: [0; ANSWER_LEN],
         }
     }
@@ -202,16 +198,16 @@ impl<F: Fabric> Serving<F> {
         let now_ns = self.clock.now_ns();
         let from = arrival.from;
         let (handlers, slots, out) = (&mut self.handlers, &mut self.slots, &mut self.out);
-        let header = &mut self.header;
+        let mut header = Words::default();
         let datagram = arrival.datagram;
         let whole = self.core.with_dependent_mut(|_, core| {
-            core.serve_whole(now_ns, from, datagram, header, |request| {
+            core.serve_whole(now_ns, from, datagram, &mut header, |request| {
                 answer(request, handlers, slots)
             })
         });
         match whole {
             Some(Served::Reply(reply)) => {
-                self.fabric.send(from, header.as_bytes(), reply)?;
+                self.fabric.send_words(from, header, reply)?;
                 return Ok(true);
             }
             Some(Served::Other(dispatched, result)) => return self.finish(&dispatched, result),

@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use mitosis_core::sync::line_ring::{Receiver, Sender};
+use mitosis_core::sync::line_ring::{NoRoom, Receiver, Sender};
+use mitosis_core::wire::Words;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -130,6 +131,17 @@ impl ShmClient {
         })
     }
 
+    #[inline(always)]
+    fn pushed(&mut self, pushed: Result<(), NoRoom>) {
+        match pushed {
+            Ok(()) => {
+                self.sent = true;
+                self.first_look.sent();
+            }
+            Err(NoRoom) => self.dropped += 1,
+        }
+    }
+
     #[cold]
     fn look(&mut self) {
         self.polls = 0;
@@ -203,13 +215,17 @@ impl Fabric for ShmClient {
     #[inline(always)]
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError> {
         if to == SERVER && !self.closing {
-            match self.sender.push(header, payload) {
-                Ok(()) => {
-                    self.sent = true;
-                    self.first_look.sent();
-                }
-                Err(_) => self.dropped += 1,
-            }
+            let pushed = self.sender.push(header, payload);
+            self.pushed(pushed);
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn send_words(&mut self, to: PeerId, header: Words, payload: &[u8]) -> Result<(), FabricError> {
+        if to == SERVER && !self.closing {
+            let pushed = self.sender.push_words(header, payload);
+            self.pushed(pushed);
         }
         Ok(())
     }

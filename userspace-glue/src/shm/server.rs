@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use mitosis_core::sync::line_ring::{Broken, Receiver, Sender};
+use mitosis_core::sync::line_ring::{NoRoom, Receiver, Sender};
+use mitosis_core::wire::Words;
 use rustix::event::epoll;
 use rustix::event::Timespec;
 use rustix::io::Errno;
@@ -161,57 +162,65 @@ impl ShmServer {
         }
     }
 
-    /// The next datagram of whoever's turn it is: its sender and its length.
+    /// Takes the next datagram of whoever's turn it is; whether there is one.
     #[inline(always)]
-    fn next(&mut self) -> Option<(PeerId, usize)> {
+    fn next(&mut self) -> bool {
         let first = self.first_look.wait();
-        let id = *self.live.get(self.turn)?;
+        let Some(&id) = self.live.get(self.turn) else {
+            return false;
+        };
         let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
-            return None;
+            return false;
         };
-        let popped = match self.left {
-            0 => Ok(None),
-            _ => peer.receiver.pop(),
-        };
-        let Ok(Some(len)) = popped else {
-            return self.next_of_all(first, popped);
-        };
-        if first {
-            self.first_look.found(true);
+        if self.left != 0 {
+            if let Ok(Some(len)) = peer.receiver.pop() {
+                if first {
+                    self.first_look.found(true);
+                }
+                // It will most likely be answered at once.
+                peer.sender.prepare();
+                self.took(id, len);
+                return true;
+            }
         }
-        // It will most likely be answered at once.
-        peer.sender.prepare();
+        self.next_of_all(first)
+    }
+
+    /// A datagram of this client's was taken.
+    #[inline(always)]
+    fn took(&mut self, id: PeerId, len: usize) {
+        (self.from, self.len) = (id, len);
         self.left -= 1;
         // Where there is no more, the caller has something to do.
         self.looks = 1;
-        Some((id, len))
     }
 
-    /// The same after a look that found nothing, `popped`.
+    /// The same after a look that found nothing.
     #[inline(never)]
-    fn next_of_all(
-        &mut self,
-        first: bool,
-        mut popped: Result<Option<usize>, Broken>,
-    ) -> Option<(PeerId, usize)> {
+    fn next_of_all(&mut self, first: bool) -> bool {
         let mut looked_at = 0;
         if first {
             self.looks = POLLS;
         }
         loop {
-            let id = *self.live.get(self.turn)?;
+            let Some(&id) = self.live.get(self.turn) else {
+                return false;
+            };
             let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
-                return None;
+                return false;
+            };
+            let popped = match self.left {
+                0 => Ok(None),
+                _ => peer.receiver.pop(),
             };
             match popped {
                 Ok(Some(len)) => {
                     if first {
-                        self.first_look.found(looked_at < self.live.len());
+                        self.first_look.found(looked_at == 0);
                     }
                     peer.sender.prepare();
-                    self.left -= 1;
-                    self.looks = 1;
-                    return Some((id, len));
+                    self.took(id, len);
+                    return true;
                 }
                 Ok(None) if !peer.closing || self.left == 0 => {
                     looked_at += usize::from(self.left != 0);
@@ -229,13 +238,8 @@ impl ShmServer {
             }
             if looked_at >= self.live.len().max(self.looks) {
                 self.looks = POLLS;
-                return None;
+                return false;
             }
-            let id = *self.live.get(self.turn)?;
-            let Some(Place::Taken(peer)) = self.places.get_mut(id as usize) else {
-                return None;
-            };
-            popped = peer.receiver.pop();
         }
     }
 
@@ -258,6 +262,21 @@ impl ShmServer {
         self.turn = 0;
         self.left = TURN;
         self.gone.push_back(id);
+    }
+
+    #[inline(always)]
+    fn pushed(&mut self, to: PeerId, pushed: Result<(), NoRoom>) {
+        let Some(peer) = self.peer(to) else {
+            return;
+        };
+        if pushed.is_err() {
+            self.dropped += 1;
+            return;
+        }
+        peer.sent += 1;
+        if peer.sent == 1 {
+            self.sent.push(to);
+        }
     }
 
     #[inline(always)]
@@ -449,21 +468,21 @@ impl Fabric for ShmServer {
 
     #[inline(always)]
     fn receive(&mut self) -> Result<Option<Arrival<'_>>, FabricError> {
-        self.len = 0;
         let answered = !self.sent.is_empty();
         if answered && self.next_look.is_in_vain() {
+            self.len = 0;
             return Ok(None);
         }
-        let next = self.next();
+        let found = self.next();
         if answered {
-            self.next_look.found(next.is_some());
+            self.next_look.found(found);
         }
-        let Some((from, len)) = next else {
+        if !found {
+            self.len = 0;
             self.look_now_and_then()?;
             return Ok(None);
-        };
-        (self.from, self.len) = (from, len);
-        let datagram = self.received();
+        }
+        let (from, datagram) = (self.from, self.received());
         Ok(Some(Arrival { from, datagram }))
     }
 
@@ -478,16 +497,18 @@ impl Fabric for ShmServer {
 
     #[inline(always)]
     fn send(&mut self, to: PeerId, header: &[u8], payload: &[u8]) -> Result<(), FabricError> {
-        let Some(peer) = self.peer(to) else {
-            return Ok(());
-        };
-        if peer.sender.push(header, payload).is_err() {
-            self.dropped += 1;
-            return Ok(());
+        if let Some(peer) = self.peer(to) {
+            let pushed = peer.sender.push(header, payload);
+            self.pushed(to, pushed);
         }
-        peer.sent += 1;
-        if peer.sent == 1 {
-            self.sent.push(to);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn send_words(&mut self, to: PeerId, header: Words, payload: &[u8]) -> Result<(), FabricError> {
+        if let Some(peer) = self.peer(to) {
+            let pushed = peer.sender.push_words(header, payload);
+            self.pushed(to, pushed);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use super::call::Room;
 use super::{bit, Client};
 use crate::rpc::client::{RequestId, WholeReply};
-use crate::wire::{Glance, Header, Kind, HEADER_LEN};
+use crate::wire::{Glance, Header, Kind, Words};
 
 impl Client<'_> {
     /// Whether [`Client::poll_transmit`] may yield anything.
@@ -21,7 +21,7 @@ impl Client<'_> {
         now_ns: u64,
         rpc_id: u32,
         request_len: u32,
-        send: impl FnOnce(u16, &[u8; HEADER_LEN]) -> T,
+        send: impl FnOnce(u16, Words) -> T,
     ) -> Option<(RequestId, u16, T)> {
         let slot = self.free_slot()?;
         let room = Room {
@@ -50,7 +50,7 @@ impl Client<'_> {
             payload_len_bytes: request_len as u16,
             slot,
         };
-        let sent = send(slot, &fields.bytes());
+        let sent = send(slot, fields.words());
         self.last_request = request.0;
         let deadline_ns = now_ns.wrapping_add(self.config.call_timeout_ns);
         let retreats = self.trip.retreats(request.0);

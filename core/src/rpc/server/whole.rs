@@ -6,7 +6,7 @@ use crate::rpc::counters::count;
 use crate::session::pool::State as SlotState;
 use crate::session::table::State;
 use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
-use crate::wire::{ErrorCode, Glance, Header, Kind, Words};
+use crate::wire::{ErrorCode, Glance, Kind, Words};
 
 /// What came of a request that was executed at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,9 @@ impl Server<'_> {
         datagram: &'d [u8],
     ) -> Option<Request<'d>> {
         let request = Glance::whole(datagram, Kind::Request)?;
-        self.take_whole(now_ns, from, &request)
-            .map(|(_, _, request)| request)
+        let (session, _, request) = self.take_whole(now_ns, from, &request)?;
+        session.executing = session.executing.wrapping_add(1);
+        Some(request)
     }
 
     /// [`Server::handle_whole`] where the handler is run at once, and what it says is sent: `run` returns the reply, which it has
@@ -44,43 +45,28 @@ impl Server<'_> {
         header: &mut Words,
         run: impl FnOnce(&Request<'_>) -> Result<&'s [u8], ErrorCode>,
     ) -> Option<Served<'s>> {
-        let epoch = self.epoch;
-        let request = Glance::whole(datagram, Kind::Request)?;
-        let (session, slot, request) = self.take_whole(now_ns, from, &request)?;
-        let dispatched = request.dispatched;
-        let reply = match run(&request) {
-            Ok(reply) => reply,
-            Err(code) => return Some(Served::Other(dispatched, Err(code))),
-        };
+        let glance = Glance::whole(datagram, Kind::Request)?;
+        let (session, slot, request) = self.take_whole(now_ns, from, &glance)?;
+        let result = run(&request);
         let most = part_limit(session).min(session.max_message_len) as usize;
-        if reply.len() > most {
-            let len = u32::try_from(reply.len()).map_err(|_| ErrorCode::TooLarge);
-            return Some(Served::Other(dispatched, len));
-        }
+        let reply = match result {
+            Ok(reply) if reply.len() <= most => reply,
+            result => {
+                session.executing = session.executing.wrapping_add(1);
+                let len = result
+                    .and_then(|reply| u32::try_from(reply.len()).map_err(|_| ErrorCode::TooLarge));
+                return Some(Served::Other(dispatched(session, &glance), len));
+            }
+        };
         let reply_len = reply.len() as u32;
-        session.executing = session.executing.wrapping_sub(1);
         slot.state = SlotState::Answered;
         (slot.reply_len, slot.sent, slot.error) = (reply_len, reply_len, 0);
-        let fields = Header {
-            kind: Kind::Reply,
-            session: SessionId {
-                index: dispatched.session_index,
-                generation: dispatched.generation,
-                epoch,
-            },
-            request: dispatched.request,
-            code: 0,
-            message_len_bytes: reply_len,
-            offset_bytes: 0,
-            // No longer than a datagram.
-            payload_len_bytes: reply_len as u16,
-            slot: dispatched.slot,
-        };
-        *header = fields.words();
+        // No longer than a datagram.
+        *header = glance.reply_words(reply_len as u16);
         Some(Served::Reply(reply))
     }
 
-    /// A new request of one datagram in an open session, with that and its slot. `None` if it is anything else, of which
+    /// A new request of one datagram in an open session, with that, which does not yet count it, and its slot. `None` if it is anything else, of which
     /// nothing has been taken in then.
     #[inline(always)]
     fn take_whole<'d>(
@@ -106,23 +92,31 @@ impl Server<'_> {
             return None;
         }
         session.last_heard_ns = now_ns;
-        session.executing = session.executing.wrapping_add(1);
         slot.request = request.request();
         slot.rpc_id = request.code();
         slot.message_len = len;
         slot.state = SlotState::Executing;
         count(&mut self.counters.requests);
         let request = Request {
-            dispatched: Dispatched {
-                session_index: id.index,
-                generation: id.generation,
-                slot_index,
-                slot: number,
-                request: RequestId(request.request()),
-            },
+            dispatched: dispatched(session, request),
             rpc_id: request.code(),
             payload: request.payload,
         };
         Some((session, slot, request))
+    }
+}
+
+/// What a request is called, which is in one of this session's slots.
+#[inline(always)]
+fn dispatched(session: &Session, request: &Glance<'_>) -> Dispatched {
+    let SessionId {
+        index, generation, ..
+    } = request.session();
+    Dispatched {
+        session_index: index,
+        generation,
+        slot_index: session.first_slot.wrapping_add(u32::from(request.slot())),
+        slot: request.slot(),
+        request: RequestId(request.request()),
     }
 }

@@ -1,6 +1,6 @@
 //! A datagram's words, in the lines of a ring and out of them.
 
-use super::{line, Line, COMMON, COMMON_PAYLOAD, DATA_WORDS, LEAD_LEN, LEAD_WORDS, WORD};
+use super::{line, Line, COMMON, COMMON_PAYLOAD, DATA_WORDS, LEAD_WORDS, WORD};
 use crate::sync::primitive::{AtomicU64, Ordering};
 
 /// Writes those of a datagram's first words that are not the last datagram's; which ones are left out, a bit each.
@@ -46,7 +46,17 @@ pub(super) fn write_common(
             }
         }
     }
-    write_words(places.as_slice(), payload);
+    let mut rest = payload;
+    for place in places.as_slice() {
+        let Some((&word, more)) = rest.split_first_chunk() else {
+            if !rest.is_empty() {
+                place.store(last_word(rest), Ordering::Relaxed);
+            }
+            break;
+        };
+        place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        rest = more;
+    }
     // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
     line.stamp.store(said, Ordering::Release);
 }
@@ -98,17 +108,6 @@ pub(super) fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
             line.witness.with(|_| ());
         }
     }
-}
-
-/// The words of a header of the common length.
-#[inline(always)]
-pub(super) fn words_of(lead: &[u8; LEAD_LEN]) -> [u64; LEAD_WORDS] {
-    core::array::from_fn(|index| {
-        let bytes = lead.get(index.wrapping_mul(WORD)..).unwrap_or_default();
-        bytes
-            .first_chunk()
-            .map_or(0, |&word| u64::from_ne_bytes(word))
-    })
 }
 
 /// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
