@@ -42,7 +42,7 @@ pub const LINE_DATA_LEN: usize = DATA_WORDS * WORD;
 
 /// How far ahead of its datagram a sender asks for the lines that it will write, so that they are its own by then: as many
 /// as make up for the way to another core and back.
-const WRITE_AHEAD: u64 = 16;
+const WRITE_AHEAD: u64 = 2;
 
 /// The words of a datagram that are left out where they repeat the last one's: those of a header.
 pub const LEAD_WORDS: usize = if cfg!(rdma_loom) { 1 } else { 5 };
