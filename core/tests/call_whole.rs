@@ -8,6 +8,7 @@ use mitosis_core::wire::{
     Accept, Datagram, ErrorCode, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN,
 };
 use proptest::prelude::*;
+use zerocopy::IntoBytes;
 
 const SESSION: SessionId = SessionId {
     index: 3,
@@ -71,7 +72,9 @@ fn sent(client: &mut Client<'_>, now_ns: u64) -> Option<(Vec<u8>, Transmit)> {
 
 /// Starts a call by the short way. Its slot, and the header.
 fn in_one_go(client: &mut Client<'_>, now_ns: u64, len: u32) -> Option<(u16, Vec<u8>)> {
-    let called = client.call_whole(now_ns, ECHO, len, |slot, header| (slot, header.to_vec()));
+    let called = client.call_whole(now_ns, ECHO, len, |slot, header| {
+        (slot, header.as_bytes().to_vec())
+    });
     called.map(|(request, slot, (given, header))| {
         assert_eq!(given, slot);
         assert_eq!(

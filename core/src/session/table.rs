@@ -8,6 +8,7 @@
 
 use super::pool::{Pool, ServerSlot};
 use super::SessionId;
+use crate::wire::HEADER_LEN;
 
 /// The longest hash chain. With as many buckets as slots and keys drawn at random, a chain of a
 /// full table exceeds 16 with a probability below 1e-14; keys chosen to collide are refused as Busy
@@ -80,6 +81,8 @@ pub struct Session {
     /// Next entry of the hash chain that this session is in.
     chain_next: u32,
     pub(crate) datagram_len: u16,
+    /// What a message of one datagram may be long, in bytes.
+    pub(crate) longest_whole: u16,
     pub(crate) credits: u16,
     /// How many of its slots execute a request.
     pub(crate) executing: u8,
@@ -109,6 +112,7 @@ impl Session {
             bucket_head: NONE,
             chain_next: NONE,
             datagram_len: 0,
+            longest_whole: 0,
             credits: 0,
             executing: 0,
             slots: 0,
@@ -122,6 +126,12 @@ impl Session {
     fn is_live(&self) -> bool {
         matches!(self.state, State::HalfOpen | State::Open)
     }
+}
+
+/// What a message may be long that takes one datagram, which is at least [`MIN_DATAGRAM`] long.
+fn longest_whole(datagram_len: u16, max_message_len: u32) -> u16 {
+    let part_limit = datagram_len.wrapping_sub(HEADER_LEN as u16);
+    u16::try_from(max_message_len).map_or(part_limit, |most| most.min(part_limit))
 }
 
 impl Default for Session {
@@ -241,6 +251,21 @@ impl<'a> Table<'a> {
         self.find_with_slots(id, peer).map(|(session, _)| session)
     }
 
+    /// As [`Table::find_with_slots`], if it is confirmed.
+    #[inline(always)]
+    pub(crate) fn find_open(
+        &mut self,
+        id: SessionId,
+        peer: PeerId,
+    ) -> Option<(&mut Session, &mut Pool<'a>)> {
+        let session = self.sessions.get_mut(id.index as usize)?;
+        let found = session.generation == id.generation
+            && id.epoch == self.epoch
+            && session.peer == peer
+            && session.state == State::Open;
+        found.then_some((session, &mut self.pool))
+    }
+
     /// As [`Table::find_mut`], with the pool that its slots are in.
     #[inline]
     pub(crate) fn find_with_slots(
@@ -338,6 +363,7 @@ impl<'a> Table<'a> {
                 bucket_head: session.bucket_head,
                 chain_next: head,
                 datagram_len: wanted.datagram_len,
+                longest_whole: longest_whole(wanted.datagram_len, wanted.max_message_len),
                 credits,
                 executing: 0,
                 slots: u8::try_from(slots).unwrap_or(1),

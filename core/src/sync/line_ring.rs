@@ -218,9 +218,11 @@ impl<M: Memory> Sender<M> {
     /// of a group after [`Sender::show`] at the latest. With one or none, as it is at first, it sees each at once.
     #[inline(always)]
     pub fn group(&mut self, datagrams: u64) {
-        self.group = datagrams;
-        if datagrams <= 1 {
-            self.show();
+        if self.group != datagrams {
+            self.group = datagrams;
+            if datagrams <= 1 {
+                self.show();
+            }
         }
     }
 
@@ -482,24 +484,20 @@ impl<M: Memory, const WORDS: usize> Receiver<M, WORDS> {
         // Acquire: pairs with the Release in `Sender::push`, so that all lines were written before they are read.
         let said = first.stamp.load(Ordering::Acquire);
         let kind = said.wrapping_sub(stamp(self.next, 0));
-        if kind > kind_of(u64::MAX) {
-            return Ok(None);
-        }
         // A length that is shorter than a header or longer than a line is out of the ordinary, if it is one at all.
-        let len = (kind & MAX_LEN as u64) as usize;
-        let payload_len = len.wrapping_sub(LEAD_LEN);
-        let fits = (0..=COMMON_PAYLOAD * WORD).contains(&payload_len);
+        let payload_len = kind.wrapping_sub(COMMON << LEN_BITS | LEAD_LEN as u64);
         let place = self
             .words
             .first_chunk_mut::<{ LEAD_WORDS + COMMON_PAYLOAD }>();
         match place {
-            Some(place) if kind >> LEN_BITS == COMMON && fits => {
+            Some(place) if payload_len <= (COMMON_PAYLOAD * WORD) as u64 => {
                 read_common(first, place);
                 #[cfg(rdma_loom)]
                 first.witness.with(|_| ());
                 self.taken(1);
-                Ok(Some(len))
+                Ok(Some(LEAD_LEN.wrapping_add(payload_len as usize)))
             }
+            _ if kind > kind_of(u64::MAX) => Ok(None),
             _ => self.pop_any(kind),
         }
     }

@@ -94,9 +94,24 @@ impl<'d> Glance<'d> {
     #[inline(always)]
     pub(crate) fn whole(datagram: &'d [u8], kind: Kind) -> Option<Self> {
         let [low, high] = MAGIC.to_le_bytes();
+        let start = [low, high, VERSION, kind as u8];
+        Self::if_whole(datagram, |_| datagram.first_chunk() == Some(&start))
+    }
+
+    /// A whole message whose header begins with these words ([`Header::words`]), which say its kind and its session.
+    #[inline(always)]
+    pub(crate) fn whole_of(datagram: &'d [u8], start: [u64; 2]) -> Option<Self> {
+        Self::if_whole(datagram, |fields| {
+            let [kind, session, ..]: Words = zerocopy::transmute!(*fields);
+            [kind, session] == start
+        })
+    }
+
+    #[inline(always)]
+    fn if_whole(datagram: &'d [u8], is_it: impl FnOnce(&Fields) -> bool) -> Option<Self> {
         let (fields, payload) = Fields::ref_from_prefix(datagram).ok()?;
         let payload_len = fields.payload_len_bytes.get();
-        let whole = datagram.first_chunk() == Some(&[low, high, VERSION, kind as u8])
+        let whole = is_it(fields)
             && fields.offset_bytes.get() == 0
             && fields.message_len_bytes.get() == u32::from(payload_len)
             && payload.len() == usize::from(payload_len);

@@ -5,7 +5,7 @@ use crate::rpc::Rejected;
 use crate::session::auth;
 use crate::session::{RequestId, SessionId};
 use crate::wire::{
-    Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Message, Refusal, MAX_CONTROL_LEN,
+    Accept, Confirm, Connect, Datagram, ErrorCode, Header, Kind, Message, Refusal, MAX_CONTROL_LEN,
 };
 
 impl Client<'_> {
@@ -133,6 +133,10 @@ impl Client<'_> {
             datagram_len: accept.datagram_len,
             max_message_len: accept.max_message_len,
         };
+        self.longest_whole = self.granted.part_len().min(accept.max_message_len);
+        let reply = Header::of(Kind::Reply, session, RequestId(0), 0, 0);
+        let [kind, name, ..] = reply.words();
+        self.reply_start = [kind, name];
         let unused = 64_u32.saturating_sub(u32::from(accept.slots));
         self.window = u64::MAX.checked_shr(unused).unwrap_or(0);
         self.idle_timeout_ns = u64::from(accept.idle_timeout_ms).saturating_mul(1_000_000);

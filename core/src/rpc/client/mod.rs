@@ -58,7 +58,8 @@ struct Control {
 impl Control {
     #[inline]
     fn any(self) -> bool {
-        self.connect | self.confirm | self.ping | self.disconnect
+        let all = [self.connect, self.confirm, self.ping, self.disconnect];
+        u32::from_ne_bytes(all.map(u8::from)) != 0
     }
 }
 
@@ -95,6 +96,10 @@ pub struct Client<'a> {
     deadline_ns: u64,
     idle_timeout_ns: u64,
     granted: Granted,
+    /// What of that a message of one datagram may be long, in bytes.
+    longest_whole: u32,
+    /// How the header of such a reply begins.
+    reply_start: [u64; 2],
     config: ClientConfig,
     /// Of the present or last handshake.
     nonce: u64,
@@ -144,6 +149,8 @@ impl<'a> Client<'a> {
                 datagram_len: config.datagram_len,
                 max_message_len: 0,
             },
+            longest_whole: 0,
+            reply_start: [0; 2],
             config,
             nonce: config.nonce,
             confirm_tag: [0; 16],

@@ -31,8 +31,7 @@ impl Client<'_> {
         };
         if self.has_to_transmit()
             || room.in_flight >= room.credits
-            || request_len > room.part_len
-            || request_len > self.granted.max_message_len
+            || request_len > self.longest_whole
         {
             return None;
         }
@@ -71,17 +70,15 @@ impl Client<'_> {
     /// [`Client::handle_any`] takes it.
     #[inline(always)]
     pub fn handle_whole<'d>(&mut self, now_ns: u64, datagram: &'d [u8]) -> Option<WholeReply<'d>> {
-        let reply = Glance::whole(datagram, Kind::Reply)?;
+        let reply = Glance::whole_of(datagram, self.reply_start)?;
         let slot = reply.slot();
         let mask = bit(slot);
         let place = self.slots.get_mut(usize::from(slot))?;
         let len = reply.payload.len() as u32;
         if self.busy & mask == 0
             || reply.request() != place.request
-            || reply.session() != self.session
             || reply.code() != 0
-            || len > self.granted.part_len()
-            || len > self.granted.max_message_len
+            || len > self.longest_whole
         {
             return None;
         }

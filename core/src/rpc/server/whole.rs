@@ -1,10 +1,8 @@
 //! The commonest call, whose request and reply are a datagram each.
 
-use super::replies::part_limit;
 use super::{Dispatched, Request, Server};
 use crate::rpc::counters::count;
 use crate::session::pool::State as SlotState;
-use crate::session::table::State;
 use crate::session::{PeerId, RequestId, ServerSlot, Session, SessionId};
 use crate::wire::{ErrorCode, Glance, Kind, Words};
 
@@ -48,7 +46,7 @@ impl Server<'_> {
         let glance = Glance::whole(datagram, Kind::Request)?;
         let (session, slot, request) = self.take_whole(now_ns, from, &glance)?;
         let result = run(&request);
-        let most = part_limit(session).min(session.max_message_len) as usize;
+        let most = usize::from(session.longest_whole);
         let reply = match result {
             Ok(reply) if reply.len() <= most => reply,
             result => {
@@ -77,16 +75,14 @@ impl Server<'_> {
     ) -> Option<(&mut Session, &mut ServerSlot, Request<'d>)> {
         let id = request.session();
         let number = request.slot();
-        let (session, pool) = self.table.find_with_slots(id, from)?;
+        let (session, pool) = self.table.find_open(id, from)?;
         let slot_index = session.first_slot.wrapping_add(u32::from(number));
         let slot = pool.get_mut(slot_index)?;
         let len = request.payload.len() as u32;
-        if session.state != State::Open
-            || number >= u16::from(session.slots)
+        if number >= u16::from(session.slots)
             || request.request() <= slot.request
             || slot.state == SlotState::Executing
-            || len > part_limit(session)
-            || len > session.max_message_len
+            || len > u32::from(session.longest_whole)
             || self.going_away
         {
             return None;
