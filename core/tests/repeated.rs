@@ -177,3 +177,33 @@ fn once_it_has_failed_or_is_given_up() {
         assert_eq!(serving.server.counters().requests, 1);
     });
 }
+
+/// What is asked for the first time is not sent again, which the buffer's owner has to know.
+#[test]
+fn parts_of_a_reply_are_sent_again_only_if_they_were_sent() {
+    with_server(|mut serving| {
+        assert_eq!(serving.parts(5), [Came::Taken; 3]);
+        serving.complete(Ok(4 * PART_LEN));
+        let mut fetch = |offset, parts| {
+            let wish = Message::Fetch {
+                message_len: 4 * PART_LEN,
+                offset,
+                parts,
+            };
+            let datagram = bytes_of(serving.session, 5, 0, wish);
+            let mut out = [0; ANSWER_LEN];
+            let mut sent = Vec::new();
+            match serving.server.handle_datagram(0, PEER, &datagram, &mut out) {
+                Action::Send(first) => sent.push((first.payload.start / PART_LEN, first.again)),
+                action => panic!("{action:?}"),
+            }
+            while let Some(next) = serving.server.poll_transmit(&mut out) {
+                sent.push((next.payload.start / PART_LEN, next.again));
+            }
+            sent
+        };
+        assert_eq!(fetch(PART_LEN, 2), [(1, false), (2, false)]);
+        assert_eq!(fetch(2 * PART_LEN, 2), [(2, true), (3, false)]);
+        assert_eq!(fetch(PART_LEN, 3), [(1, true), (2, true), (3, true)]);
+    });
+}

@@ -24,6 +24,7 @@ fn connected(slots: u16, credits: u16) -> Client<'static> {
     let slot = vec![CallSlot::new(); usize::from(slots)];
     let mut client = Client::new(config, Vec::leak(slot));
     client.connect(0);
+    assert!(!client.is_connected());
     assert_eq!(sent(&mut client, 0), Some((Kind::Connect, 0, 0)));
     let accept = Message::Accept(Accept {
         client_nonce: config.nonce + 1,
@@ -38,6 +39,7 @@ fn connected(slots: u16, credits: u16) -> Client<'static> {
     let accept = bytes_of(SESSION, 0, 0, accept);
     let connected = client.handle_datagram(0, &accept);
     assert_eq!(connected, Ok(Some(Event::Connected)));
+    assert!(client.is_connected());
     assert_eq!(sent(&mut client, 0), Some((Kind::Confirm, 0, 0)));
     client
 }

@@ -1,6 +1,7 @@
 //! Every message: golden bytes, round trips, truncations and mutations.
 
 use mitosis_core::session::{RequestId, SessionId};
+use mitosis_core::wire::fork::{Chunk, Status};
 use mitosis_core::wire::{
     Accept, Confirm, Connect, Datagram, ErrorCode, Kind, Malformed, Message, Part, Reason, Refusal,
     HEADER_LEN, MAX_DATAGRAM, MAX_FETCH, MAX_MESSAGE,
@@ -524,5 +525,15 @@ proptest! {
         if let Ok(datagram) = Datagram::parse(&bytes) {
             prop_assert_eq!(bytes_of(&datagram), bytes);
         }
+    }
+}
+
+#[test]
+fn a_chunk_that_is_refused_says_why_and_nothing_else() {
+    for status in [Status::Done, Status::NoSuchSeed, Status::Exhausted] {
+        let chunk: [u8; 144] = zerocopy::transmute!(Chunk::refused(status));
+        let mut expected = [0; 144];
+        expected[0] = status as u8;
+        assert_eq!(chunk, expected);
     }
 }
