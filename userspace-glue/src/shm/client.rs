@@ -10,7 +10,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 
-use super::first_look::{pause, FirstLook};
+use super::first_look::{pause, FirstLook, CLIENT_SHRINKS};
 use super::greeting::{self, Answer, Status};
 use super::name;
 use super::segment::{self, NotASegment, Ring, Rings};
@@ -122,7 +122,7 @@ impl ShmClient {
             len: 0,
             sent: false,
             looks: POLLS,
-            first_look: FirstLook::default(),
+            first_look: FirstLook::new(CLIENT_SHRINKS),
             polls: 0,
             closing: false,
             drained: false,

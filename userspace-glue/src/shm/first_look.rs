@@ -2,23 +2,40 @@
 
 use std::hint::{black_box, spin_loop};
 
-/// By how many steps the wait grows when the first look came too early. It shrinks by one when that found something: then
-/// most first looks come in time, and the wait is little longer than it must be. More than this, and what comes late now and then
-/// for other reasons makes both ends wait for each other.
-const GROWTH: u32 = 2;
+/// Parts of a step, in which the wait is counted.
+const PARTS: u32 = 4;
 
-/// The longest wait, in steps: a microsecond or so.
-const MOST: u32 = 512;
+/// By how much the wait grows when the first look came too early. More than this, and what comes late now and then for other
+/// reasons makes both ends wait for each other.
+const GROWTH: u32 = 2 * PARTS;
+
+/// The longest wait: a microsecond or so.
+const MOST: u32 = 512 * PARTS;
+
+/// By how much the wait shrinks when the first look found something: then most first looks come in time, and the wait is little
+/// longer than it must be. One end gives way faster than the other. With both slow, each takes the other's wait for the way of a
+/// line, and waits longer and longer.
+pub const CLIENT_SHRINKS: u32 = PARTS;
+pub const SERVER_SHRINKS: u32 = 1;
 
 /// A look at a line before it was written takes it from the end that is about to write it, which then has to fetch it back
 /// first. So the first look after something was sent waits for as long as the answer usually takes, which it learns.
-#[derive(Default)]
 pub struct FirstLook {
     usual: u32,
+    shrinks: u32,
     due: bool,
 }
 
 impl FirstLook {
+    /// One whose wait shrinks by so much.
+    pub fn new(shrinks: u32) -> Self {
+        Self {
+            usual: 0,
+            shrinks,
+            due: false,
+        }
+    }
+
     /// Something was sent; the next look is the first one for an answer.
     #[inline(always)]
     pub fn sent(&mut self) {
@@ -30,7 +47,7 @@ impl FirstLook {
     pub fn wait(&mut self) -> bool {
         let first = std::mem::take(&mut self.due);
         if first {
-            linger(self.usual);
+            linger(self.usual / PARTS);
         }
         first
     }
@@ -39,7 +56,7 @@ impl FirstLook {
     #[inline(always)]
     pub fn found(&mut self, at_once: bool) {
         self.usual = match at_once {
-            true => self.usual.saturating_sub(1),
+            true => self.usual.saturating_sub(self.shrinks),
             false => (self.usual + GROWTH).min(MOST),
         };
     }
@@ -108,23 +125,25 @@ impl NextLook {
 mod tests {
     use super::*;
 
-    /// Answers that take so many steps: how long the wait has become.
-    fn learnt(first: &mut FirstLook, steps: u32) -> u32 {
-        for _ in 0..2000 {
+    /// Answers that take so long: how long the wait has become.
+    fn learnt(first: &mut FirstLook, parts: u32) -> u32 {
+        for _ in 0..4000 {
             first.sent();
             assert!(first.wait());
             assert!(!first.wait());
-            first.found(first.usual >= steps);
+            first.found(first.usual >= parts);
         }
         first.usual
     }
 
     #[test]
     fn it_learns_how_long_an_answer_takes() {
-        let mut first = FirstLook::default();
-        for steps in [50, 300, 10, 0] {
-            let learnt = learnt(&mut first, steps);
-            assert!((steps.saturating_sub(1)..=steps + GROWTH).contains(&learnt));
+        for shrinks in [CLIENT_SHRINKS, SERVER_SHRINKS] {
+            let mut first = FirstLook::new(shrinks);
+            for parts in [50, 300, 10, 1200, 0] {
+                let learnt = learnt(&mut first, parts);
+                assert!((parts.saturating_sub(shrinks)..=parts + GROWTH).contains(&learnt));
+            }
         }
     }
 
@@ -151,6 +170,6 @@ mod tests {
 
     #[test]
     fn it_does_not_wait_for_ever() {
-        assert_eq!(learnt(&mut FirstLook::default(), u32::MAX), MOST);
+        assert_eq!(learnt(&mut FirstLook::new(1), u32::MAX), MOST);
     }
 }

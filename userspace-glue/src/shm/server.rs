@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{accept_with, SocketFlags};
 use zerocopy::IntoBytes;
 
-use super::first_look::{pause, FirstLook, NextLook};
+use super::first_look::{pause, FirstLook, NextLook, SERVER_SHRINKS};
 use super::greeting::{self, Status};
 use super::name::{self, Held};
 use super::segment::{self, Ring};
@@ -141,7 +141,7 @@ impl ShmServer {
             turn: 0,
             left: TURN,
             looks: POLLS,
-            first_look: FirstLook::default(),
+            first_look: FirstLook::new(SERVER_SHRINKS),
             next_look: NextLook::default(),
             strangers: Vec::new(),
             gone: VecDeque::new(),
