@@ -520,12 +520,11 @@ impl Fabric for ShmServer {
 
     #[inline(always)]
     fn flush(&mut self) -> Result<(), FabricError> {
-        if !self.sent.is_empty() {
-            self.first_look.sent();
-        }
         let most = self.group;
+        let mut answers = 0;
         while let Some(id) = self.sent.pop() {
             if let Some(peer) = self.peer(id) {
+                answers += peer.sent;
                 peer.sender.show();
                 // The client has the others to look at meanwhile.
                 peer.sender.group(most.min(peer.sent / 4));
@@ -534,6 +533,9 @@ impl Fabric for ShmServer {
                     greeting::wake(peer.socket.as_fd());
                 }
             }
+        }
+        if answers == 1 {
+            self.first_look.sent();
         }
         // A server that is never idle looks at its sockets as well.
         self.look_now_and_then()
