@@ -1,11 +1,9 @@
 //! A hint that a cache line will be wanted.
 #![allow(unsafe_code)]
 
-use super::line_ring::Line;
-
 /// The line will be written.
 #[inline(always)]
-pub(super) fn to_write(line: Option<&Line>) {
+pub(super) fn to_write<T>(line: Option<&T>) {
     #[cfg(all(target_arch = "x86_64", not(rdma_loom), not(miri)))]
     if let Some(line) = line {
         // SAFETY: a prefetch changes nothing that a program can see. Not by the intrinsic, which kernel builds lack. Processors

@@ -1,6 +1,7 @@
 //! One end that reads and writes, and another that may do anything.
 
 use super::*;
+use crate::sync::primitive::Ordering;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use std::rc::Rc;
