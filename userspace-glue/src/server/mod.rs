@@ -1,6 +1,7 @@
 //! The serving side.
 
 mod handlers;
+mod pace;
 mod serving;
 mod slots;
 

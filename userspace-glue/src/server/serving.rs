@@ -11,6 +11,7 @@ use mitosis_core::wire::{Datagram, ErrorCode, Header, Message, Words};
 use self_cell::{self_cell, MutBorrow};
 
 use super::handlers::Handlers;
+use super::pace::Pace;
 use super::slots::Slots;
 use super::ServerOptions;
 use crate::clock::Clock;
@@ -23,8 +24,7 @@ const BATCH: u32 = 32;
 /// The longest sleep, so that the clock is looked at.
 const NAP: Duration = Duration::from_millis(500);
 
-/// How long a request takes at most, on the average, where replies may be held back; and how many of them.
-const QUICK_NS: u64 = 1000;
+/// How many replies may be held back where requests are quick.
 const HELD_BACK: u32 = 64;
 
 struct Tables {
@@ -51,9 +51,7 @@ pub struct Serving<F> {
     sessions: Vec<Vec<SessionId>>,
     clock: Clock,
     patience: Patience,
-    /// Requests since this reading of the clock.
-    paced: u32,
-    paced_ns: u64,
+    pace: Pace,
     out: [u8; ANSWER_LEN],
 }
 
@@ -103,8 +101,7 @@ impl<F: Fabric> Serving<F> {
             sessions: vec![Vec::new(); peers],
             clock: Clock::new(),
             patience: Patience::new(options.spin),
-            paced: 0,
-            paced_ns: 0,
+            pace: Pace::default(),
             out: [0; ANSWER_LEN],
         }
     }
@@ -134,21 +131,13 @@ impl<F: Fabric> Serving<F> {
             }
             self.clock.idle()
         };
-        self.paced += handled;
+        self.pace.answered(handled);
         if read {
-            self.pace();
+            let quick = self.pace.is_quick(self.clock.now_ns());
+            self.fabric.may_wait(if quick { HELD_BACK } else { 0 });
             self.expire();
         }
         Ok(handled > 0)
-    }
-
-    /// Replies may be held back, a few together, where requests are many and quick: not while a slow handler runs.
-    fn pace(&mut self) {
-        let now_ns = self.clock.now_ns();
-        let took_ns = now_ns.saturating_sub(self.paced_ns);
-        let quick = took_ns < u64::from(self.paced) * QUICK_NS;
-        self.fabric.may_wait(if quick { HELD_BACK } else { 0 });
-        (self.paced, self.paced_ns) = (0, now_ns);
     }
 
     /// Waits for work after there was none: spins at first, then sleeps, for `timeout` at most.
