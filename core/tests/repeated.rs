@@ -207,3 +207,18 @@ fn parts_of_a_reply_are_sent_again_only_if_they_were_sent() {
         assert_eq!(fetch(PART_LEN, 3), [(1, true), (2, true), (3, true)]);
     });
 }
+
+#[test]
+fn a_request_is_completed_once() {
+    with_server(|mut serving| {
+        assert_eq!(serving.parts(5), [Came::Taken; 3]);
+        let first = serving.dispatched.clone().unwrap();
+        serving.complete(Ok(8));
+        assert_eq!(serving.parts(6), [Came::Taken; 3]);
+        let mut out = [0; ANSWER_LEN];
+        assert_eq!(serving.server.complete(&first, Ok(8), &mut out), None);
+        let executing = Came::Ignored(Rejected::StillExecuting);
+        assert_eq!(serving.part(6, LAST), executing);
+        serving.complete(Ok(8));
+    });
+}

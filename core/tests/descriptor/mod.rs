@@ -125,6 +125,8 @@ fn the_largest_processes_fit() {
         assert_eq!(descriptor.vma_count(), vmas);
         assert_eq!(descriptor.vma_at(2 * vmas as u64 * PAGE), Some(vmas - 1));
         assert_eq!(descriptor.chunk_count(), chunks);
+        let shown = format!("{descriptor:?}");
+        assert!(shown.contains(&format!("vmas: {vmas}, chunks: {chunks}, files: {files}")));
         assert!(descriptor.has_chunk(((chunks as u64) << 21) - 1));
         assert!(!descriptor.has_chunk((chunks as u64) << 21));
     }
