@@ -5,7 +5,7 @@ use crate::network::{bytes_of, client_config, ECHO, MS};
 use mitosis_core::rpc::client::{CallSlot, Client, ClientConfig, Event, Transmit};
 use mitosis_core::session::SessionId;
 use mitosis_core::wire::{
-    Accept, Datagram, ErrorCode, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN,
+    Accept, Datagram, ErrorCode, Header, Message, Part, Refusal, HEADER_LEN, MAX_CONTROL_LEN,
 };
 use proptest::prelude::*;
 use zerocopy::IntoBytes;
@@ -176,6 +176,27 @@ fn a_call_in_one_go_is_repeated_and_given_up_as_any_other() {
     let event = client.handle_timeout(405 * MS);
     assert!(matches!(event, Some(Event::TimedOut { slot: 0, .. })));
     assert_eq!(client.in_flight(), 0);
+}
+
+/// A long request whose turn was cut short by its end does not shorten that of another.
+#[test]
+fn a_call_in_one_go_has_its_own_turn() {
+    let mut client = rested(PART_LEN + 1, 2);
+    client.call(0, 0, ECHO, PART_LEN + 1).unwrap();
+    sent(&mut client, 0).unwrap();
+    let failed = Refusal::new(ErrorCode::HandlerFailed);
+    let failed = bytes_of(SESSION, 1, 0, Message::Error(failed));
+    let event = client.handle_datagram(0, &failed);
+    assert!(matches!(event, Ok(Some(Event::Failed { slot: 0, .. }))));
+    assert_eq!(in_one_go(&mut client, 0, 0).unwrap().0, 0);
+    client.call(0, 1, ECHO, PART_LEN + 1).unwrap();
+    let slot = |client: &mut _, now_ns| {
+        let (header, _) = sent(client, now_ns).unwrap();
+        Header::parse(&header).unwrap().0.slot
+    };
+    assert_eq!(slot(&mut client, 0), 1);
+    assert_eq!(client.handle_timeout(10 * MS), None);
+    assert_eq!(slot(&mut client, 10 * MS), 1, "its turn is not over");
 }
 
 #[derive(Clone, Debug)]

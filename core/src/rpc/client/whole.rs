@@ -62,6 +62,7 @@ impl Client<'_> {
         self.busy |= bit(slot);
         self.in_flight = room.in_flight.wrapping_add(1);
         self.turn = u32::from(slot).wrapping_add(1) & 63;
+        self.sent_in_turn = 0;
         Some((request, slot, sent))
     }
 
