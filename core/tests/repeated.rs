@@ -212,7 +212,7 @@ fn parts_of_a_reply_are_sent_again_only_if_they_were_sent() {
 fn a_request_is_completed_once() {
     with_server(|mut serving| {
         assert_eq!(serving.parts(5), [Came::Taken; 3]);
-        let first = serving.dispatched.clone().unwrap();
+        let first = serving.dispatched.unwrap();
         serving.complete(Ok(8));
         assert_eq!(serving.parts(6), [Came::Taken; 3]);
         let mut out = [0; ANSWER_LEN];
