@@ -251,21 +251,6 @@ impl<'a> Table<'a> {
         self.find_with_slots(id, peer).map(|(session, _)| session)
     }
 
-    /// As [`Table::find_with_slots`], if it is confirmed.
-    #[inline(always)]
-    pub(crate) fn find_open(
-        &mut self,
-        id: SessionId,
-        peer: PeerId,
-    ) -> Option<(&mut Session, &mut Pool<'a>)> {
-        let session = self.sessions.get_mut(id.index as usize)?;
-        let found = session.generation == id.generation
-            && id.epoch == self.epoch
-            && session.peer == peer
-            && session.state == State::Open;
-        found.then_some((session, &mut self.pool))
-    }
-
     /// As [`Table::find_mut`], with the pool that its slots are in.
     #[inline]
     pub(crate) fn find_with_slots(
@@ -273,11 +258,31 @@ impl<'a> Table<'a> {
         id: SessionId,
         peer: PeerId,
     ) -> Option<(&mut Session, &mut Pool<'a>)> {
+        self.find_if(id, peer, Session::is_live)
+    }
+
+    /// As [`Table::find_with_slots`], if it is confirmed.
+    #[inline(always)]
+    pub(crate) fn find_open(
+        &mut self,
+        id: SessionId,
+        peer: PeerId,
+    ) -> Option<(&mut Session, &mut Pool<'a>)> {
+        self.find_if(id, peer, |session| session.state == State::Open)
+    }
+
+    #[inline(always)]
+    fn find_if(
+        &mut self,
+        id: SessionId,
+        peer: PeerId,
+        is_it: impl FnOnce(&Session) -> bool,
+    ) -> Option<(&mut Session, &mut Pool<'a>)> {
         let session = self.sessions.get_mut(id.index as usize)?;
         let found = session.generation == id.generation
             && id.epoch == self.epoch
             && session.peer == peer
-            && session.is_live();
+            && is_it(session);
         found.then_some((session, &mut self.pool))
     }
 

@@ -46,17 +46,7 @@ pub(super) fn write_common(
             }
         }
     }
-    let mut rest = payload;
-    for place in places.as_slice() {
-        let Some((&word, more)) = rest.split_first_chunk() else {
-            if !rest.is_empty() {
-                place.store(last_word(rest), Ordering::Relaxed);
-            }
-            break;
-        };
-        place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
-        rest = more;
-    }
+    write_words(places.as_slice(), payload);
     // Release: pairs with the Acquire in `Receiver::pop`, so that who sees the stamp sees the line.
     line.stamp.store(said, Ordering::Release);
 }
@@ -113,17 +103,16 @@ pub(super) fn read_lines(lines: &[Line], number: u64, words: &mut [u64]) {
 /// Writes the bytes to as many places as they need, of which there are enough; the last word is filled up with zeros.
 #[inline(always)]
 pub(super) fn write_words(places: &[AtomicU64], bytes: &[u8]) {
-    let words = bytes.chunks_exact(WORD);
-    let (whole, rest) = (words.len(), words.remainder());
-    for (place, word) in places.iter().zip(words) {
-        if let Some(&word) = word.first_chunk() {
-            place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
-        }
-    }
-    if !rest.is_empty() {
-        if let Some(place) = places.get(whole) {
-            place.store(last_word(rest), Ordering::Relaxed);
-        }
+    let mut rest = bytes;
+    for place in places {
+        let Some((&word, more)) = rest.split_first_chunk() else {
+            if !rest.is_empty() {
+                place.store(last_word(rest), Ordering::Relaxed);
+            }
+            return;
+        };
+        place.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        rest = more;
     }
 }
 
