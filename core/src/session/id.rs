@@ -38,3 +38,6 @@ impl fmt::Display for RequestId {
         write!(f, "#{}", self.0)
     }
 }
+
+/// Names a peer's address: an index that the glue chose for an address handle, opaque here.
+pub type PeerId = u32;

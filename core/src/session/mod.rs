@@ -6,11 +6,13 @@
 //! What the calls of a session mean is in [`rpc`](crate::rpc).
 
 pub mod auth;
+pub(crate) mod entry;
 mod id;
 pub mod pool;
 pub mod table;
 
 pub use auth::ClusterKey;
-pub use id::{RequestId, SessionId};
+pub use entry::Session;
+pub use id::{PeerId, RequestId, SessionId};
 pub use pool::{ServerSlot, MAX_SLOTS};
-pub use table::{Closed, PeerId, Session};
+pub use table::Closed;

@@ -4,7 +4,8 @@ use super::{Action, Server, ANSWER_LEN};
 use crate::rpc::counters::count;
 use crate::rpc::Rejected;
 use crate::session::auth;
-use crate::session::table::{State, Wanted};
+use crate::session::entry::State;
+use crate::session::table::Wanted;
 use crate::session::{PeerId, RequestId, SessionId};
 use crate::wire::{
     Accept, Confirm, Connect, Datagram, ErrorCode, Header, Message, Reason, Refusal,

@@ -28,7 +28,8 @@ use self::replies::Run;
 use super::counters::count;
 use super::Rejected;
 use crate::session::auth::Nonces;
-use crate::session::table::{State, Table};
+use crate::session::entry::State;
+use crate::session::table::Table;
 use crate::session::{ClusterKey, RequestId, SessionId, MAX_SLOTS};
 use crate::wire::{
     offered_datagram_len, Datagram, ErrorCode, Header, Kind, Malformed, Message, Part, Reason,

@@ -7,8 +7,8 @@ use super::{Action, Dispatched, Request, Segment, Server, Transmission};
 use crate::rpc::counters::count;
 use crate::rpc::runs::return_run;
 use crate::rpc::Rejected;
+use crate::session::entry::State;
 use crate::session::pool::State as SlotState;
-use crate::session::table::State;
 use crate::session::{PeerId, ServerSlot, Session, SessionId};
 use crate::wire::{part_len, Datagram, ErrorCode, Header, Message, Part};
 
