@@ -1,7 +1,8 @@
 //! `make bench-rpc`: the RPC beside perftest, on one pair of machines in one run.
 //!
 //! Machines under emulation are slow and uneven, so the two are measured in turn, round after round, and what counts is
-//! the ratio of their medians. perftest sends datagrams of the RPC's size over the same ports: `ib_send_lat -c UD`, whose
+//! the ratio of their medians. Round trips are measured several times a round, for a second each, as one median of a long
+//! run tells nothing of the machine's next mood. perftest sends datagrams of the RPC's size over the same ports: `ib_send_lat -c UD`, whose
 //! half round trips are doubled, beside one thread that calls synchronously; `ib_send_bw -c UD`, messages one way of which
 //! 128 are under way, beside the peak: threads that each keep a window of calls under way, on as many client machines as
 //! asked for. Messages that do not fit a datagram are measured over a reliable connection (`-c RC`).
@@ -16,7 +17,7 @@ use comfy_table::{presets, CellAlignment, Table};
 use mitosis_core::wire::HEADER_LEN;
 use serde::Serialize;
 
-use self::perftest::{Pair, TIMEOUT};
+use self::perftest::{Pair, MAX_DATAGRAM, TIMEOUT};
 use crate::cluster::Host;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report, Verdict};
@@ -33,6 +34,9 @@ pub struct Arguments {
     /// How often each row is measured.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// How often in a round round trips are measured, for a second each, in turn with perftest's.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    turns: u32,
     /// Bytes that requests and replies carry: a row each.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 64, 2048, 65536])]
     sizes: Vec<u32>,
@@ -53,22 +57,31 @@ pub struct Arguments {
     out: PathBuf,
 }
 
-/// One measurement of a row.
+/// The RPC's figure, and perftest's beside it.
 #[derive(Clone, Copy, Serialize)]
-struct Round {
-    rpc_round_trip_ns: f64,
-    perftest_round_trip_ns: f64,
-    rpc_requests_per_s: f64,
-    perftest_messages_per_s: f64,
+struct Beside {
+    rpc: f64,
+    perftest: f64,
 }
 
 /// What was measured for one size.
+#[derive(Default)]
+struct Measured {
+    round_trips_ns: Vec<Beside>,
+    rates_per_s: Vec<Beside>,
+}
+
+/// What is told of one size.
 #[derive(Serialize)]
 struct Row {
     payload_size: u32,
-    rounds: Vec<Round>,
-    median: Round,
+    /// One of each turn.
+    round_trips_ns: Vec<Beside>,
+    round_trip_median_ns: Beside,
     round_trip_ratio: f64,
+    /// Requests, and perftest's messages: one of each round.
+    rates_per_s: Vec<Beside>,
+    rate_median_per_s: Beside,
     rate_ratio: f64,
 }
 
@@ -138,72 +151,83 @@ impl Bench<'_> {
             gid: parent_gid(&hosts, &inspected, self.setting.settings.parent_gid)?,
             interrupt,
         };
-        let mut rows: Vec<Row> = Vec::new();
+        let mut measured: Vec<Measured> = Vec::new();
+        measured.resize_with(self.arguments.sizes.len(), Measured::default);
         for number in 0..self.arguments.rounds {
-            for (index, &size) in self.arguments.sizes.iter().enumerate() {
+            for (measured, &size) in measured.iter_mut().zip(&self.arguments.sizes) {
                 self.setting.progress.step(&format!(
                     "round {} of {}, {size} bytes",
                     number + 1,
                     self.arguments.rounds
                 ));
-                // Whichever comes first may find the machine in another mood: they take turns at that too.
-                let round = self.round(&pair, size, number % 2 == 0)?;
-                if rows.len() <= index {
-                    rows.push(Row {
-                        payload_size: size,
-                        rounds: Vec::new(),
-                        median: round,
-                        round_trip_ratio: 0.0,
-                        rate_ratio: 0.0,
-                    });
-                }
-                rows[index].rounds.push(round);
+                self.round(&pair, size, number, measured)?;
             }
         }
-        for row in &mut rows {
-            row.conclude();
-        }
+        let rows = self.arguments.sizes.iter().zip(measured);
+        let rows = rows.map(|(&size, measured)| Row::of(size, measured));
+        let rows = rows.collect();
         Ok((self.cluster, rows))
     }
 
-    fn round(&mut self, pair: &Pair<'_>, size: u32, perftest_first: bool) -> Result<Round> {
+    fn round(
+        &mut self,
+        pair: &Pair<'_>,
+        size: u32,
+        number: u32,
+        measured: &mut Measured,
+    ) -> Result<()> {
         let datagram_len = size + HEADER_LEN as u32;
         // The RPC's own header is in the datagram; a reliable connection has none.
-        let len = if datagram_len > 4096 {
+        let len = if datagram_len > MAX_DATAGRAM {
             size
         } else {
             datagram_len
         };
-        let floor =
-            || Ok::<_, anyhow::Error>((pair.round_trip_ns(len)?, pair.messages_per_s(len)?));
-        let before = if perftest_first { Some(floor()?) } else { None };
-        let one = self.run(pair.hosts, size, Some(1))?;
-        let latency = one
-            .totals
-            .latency_ns()
-            .context("the RPC's run measured no latency")?;
-        let peak = self.run(self.stage.hosts(), size, None)?;
-        let (perftest_round_trip_ns, perftest_messages_per_s) = match before {
-            Some(before) => before,
-            None => floor()?,
-        };
-        let round = Round {
-            rpc_round_trip_ns: latency.p50 as f64,
-            perftest_round_trip_ns,
-            rpc_requests_per_s: peak.totals.done_per_s(),
-            perftest_messages_per_s,
-        };
-        self.cluster = peak.cluster;
-        Ok(round)
+        for turn in 0..self.arguments.turns {
+            let last = measured.round_trips_ns.last().map(|last| last.perftest);
+            let beside = in_turn(
+                (number + turn) % 2 == 0,
+                || self.round_trip_ns(pair.hosts, size),
+                || pair.round_trip_ns(len, last),
+            )?;
+            measured.round_trips_ns.push(beside);
+        }
+        let mut cluster = None;
+        let beside = in_turn(
+            number % 2 == 0,
+            || {
+                let report = self.run(self.stage.hosts(), size, &[])?;
+                let rate = report.totals.done_per_s();
+                cluster = Some(report.cluster);
+                Ok(rate)
+            },
+            || pair.messages_per_s(len),
+        )?;
+        measured.rates_per_s.push(beside);
+        self.cluster = cluster.context("the RPC's run says nothing of its machines")?;
+        Ok(())
     }
 
-    /// The RPC test with this payload, and with as many threads as asked for, or as its parameters say.
-    fn run(&self, hosts: &[Host], size: u32, threads: Option<u64>) -> Result<Report> {
+    /// The median round trip of one thread that calls for a second, one call at a time.
+    fn round_trip_ns(&self, hosts: &[Host], size: u32) -> Result<f64> {
+        let one = [
+            ("thread_count", Some(1)),
+            ("window", None),
+            ("client_running_secs", Some(1)),
+        ];
+        let latency = self.run(hosts, size, &one)?.totals.latency_ns();
+        Ok(latency.context("the RPC's run measured no latency")?.p50 as f64)
+    }
+
+    /// The RPC test with this payload, and with other values of some parameters, or without them.
+    fn run(&self, hosts: &[Host], size: u32, others: &[(&str, Option<u64>)]) -> Result<Report> {
         let mut parameters = self.setting.parameters.clone();
         parameters.insert("payload_size".into(), u64::from(size));
-        if let Some(threads) = threads {
-            parameters.insert("thread_count".into(), threads);
-            parameters.remove("window");
+        for &(name, value) in others {
+            match value {
+                Some(value) => parameters.insert(name.into(), value),
+                None => parameters.remove(name),
+            };
         }
         let quiet = Progress::silent();
         let report = self.stage.perform(&Act {
@@ -226,17 +250,66 @@ impl Bench<'_> {
     }
 }
 
+/// Both measurements. Whichever comes first may find the machine in another mood: they take turns at that.
+fn in_turn(
+    perftest_first: bool,
+    rpc: impl FnOnce() -> Result<f64>,
+    perftest: impl FnOnce() -> Result<f64>,
+) -> Result<Beside> {
+    let (rpc, perftest) = if perftest_first {
+        let perftest = perftest()?;
+        (rpc()?, perftest)
+    } else {
+        (rpc()?, perftest()?)
+    };
+    Ok(Beside { rpc, perftest })
+}
+
+impl Beside {
+    fn ratio(self) -> f64 {
+        self.rpc / self.perftest
+    }
+
+    /// The median of either.
+    fn median(measured: &[Self]) -> Self {
+        Self {
+            rpc: median(measured.iter().map(|beside| beside.rpc)),
+            perftest: median(measured.iter().map(|beside| beside.perftest)),
+        }
+    }
+}
+
 impl Row {
-    fn conclude(&mut self) {
-        let of = |figure: fn(&Round) -> f64| median(self.rounds.iter().map(figure));
-        self.median = Round {
-            rpc_round_trip_ns: of(|round| round.rpc_round_trip_ns),
-            perftest_round_trip_ns: of(|round| round.perftest_round_trip_ns),
-            rpc_requests_per_s: of(|round| round.rpc_requests_per_s),
-            perftest_messages_per_s: of(|round| round.perftest_messages_per_s),
-        };
-        self.round_trip_ratio = self.median.rpc_round_trip_ns / self.median.perftest_round_trip_ns;
-        self.rate_ratio = self.median.rpc_requests_per_s / self.median.perftest_messages_per_s;
+    fn of(payload_size: u32, measured: Measured) -> Self {
+        let round_trip_median_ns = Beside::median(&measured.round_trips_ns);
+        let rate_median_per_s = Beside::median(&measured.rates_per_s);
+        Self {
+            payload_size,
+            round_trips_ns: measured.round_trips_ns,
+            round_trip_median_ns,
+            round_trip_ratio: round_trip_median_ns.ratio(),
+            rates_per_s: measured.rates_per_s,
+            rate_median_per_s,
+            rate_ratio: rate_median_per_s.ratio(),
+        }
+    }
+
+    /// What the table says.
+    fn cells(&self) -> [String; 8] {
+        let ratios = self.round_trips_ns.iter().map(|beside| beside.ratio());
+        let (low, high) = ratios.fold((f64::MAX, 0.0f64), |(low, high), ratio| {
+            (low.min(ratio), high.max(ratio))
+        });
+        [
+            self.payload_size.to_string(),
+            format!("{:.1}", self.round_trip_median_ns.rpc / 1_000.0),
+            format!("{:.1}", self.round_trip_median_ns.perftest / 1_000.0),
+            format!("{:.2}", self.round_trip_ratio),
+            format!("{low:.2} to {high:.2}"),
+            format!("{:.0}", self.rate_median_per_s.rpc),
+            format!("{:.0}", self.rate_median_per_s.perftest),
+            format!("{:.2}", self.rate_ratio),
+        ]
     }
 }
 
@@ -271,34 +344,20 @@ fn conclude(setting: &Setting, bound: f64, cluster: &ClusterInfo, rows: &[Row]) 
         "ratio",
     ]);
     for row in rows {
-        let ratios = row
-            .rounds
-            .iter()
-            .map(|round| round.rpc_round_trip_ns / round.perftest_round_trip_ns);
-        let (low, high) = ratios.fold((f64::MAX, 0.0f64), |(low, high), ratio| {
-            (low.min(ratio), high.max(ratio))
-        });
-        table.add_row([
-            row.payload_size.to_string(),
-            format!("{:.1}", row.median.rpc_round_trip_ns / 1_000.0),
-            format!("{:.1}", row.median.perftest_round_trip_ns / 1_000.0),
-            format!("{:.2}", row.round_trip_ratio),
-            format!("{low:.2} to {high:.2}"),
-            format!("{:.0}", row.median.rpc_requests_per_s),
-            format!("{:.0}", row.median.perftest_messages_per_s),
-            format!("{:.2}", row.rate_ratio),
-        ]);
+        table.add_row(row.cells());
     }
     for column in table.column_iter_mut() {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("\n{table}");
     println!(
-        "medians of {} rounds; the first row's round trip may be at most {bound} times perftest's",
-        rows.first().map_or(0, |row| row.rounds.len())
+        "medians of {} round trips of a second each and of {} rates; the first row's round trip may be at most {bound} times \
+         perftest's",
+        rows.first().map_or(0, |row| row.round_trips_ns.len()),
+        rows.first().map_or(0, |row| row.rates_per_s.len())
     );
     let document = Document {
-        schema: "mitosis-bench-rpc/2",
+        schema: "mitosis-bench-rpc/3",
         target: &setting.target,
         verdict,
         cluster,

@@ -17,10 +17,13 @@ use crate::settings::Gid;
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// For perftest's listening side to end once the other one has.
 const PARTING: Duration = Duration::from_secs(10);
+/// Round trips of one measurement: enough for a median, and what fits perftest's memory.
+const MIN_TRIPS: u32 = 100;
+const MAX_TRIPS: u32 = 1_000_000;
 /// Where perftest's two ends meet over TCP.
 const PORT: u16 = 18515;
 /// The longest datagram; what is longer is measured over a reliable connection.
-const MAX_DATAGRAM: u32 = 4096;
+pub(super) const MAX_DATAGRAM: u32 = 4096;
 
 /// Two hosts, the server first, and how they are reached.
 pub struct Pair<'a> {
@@ -35,10 +38,10 @@ pub struct Pair<'a> {
 }
 
 impl Pair<'_> {
-    /// The median round trip of messages of `len` bytes, in nanoseconds: twice what `ib_send_lat` calls typical.
-    pub fn round_trip_ns(&self, len: u32) -> Result<f64> {
-        let iterations = if len > MAX_DATAGRAM { 300 } else { 3_000 };
-        let printed = self.run("ib_send_lat", len, iterations)?;
+    /// The median round trip of messages of `len` bytes, in nanoseconds: twice what `ib_send_lat` calls typical. Takes about
+    /// a second if a round trip takes as long as the `last` one.
+    pub fn round_trip_ns(&self, len: u32, last: Option<f64>) -> Result<f64> {
+        let printed = self.run("ib_send_lat", len, iterations_of_a_second(last))?;
         let half_us = column(&printed, 4)
             .with_context(|| format!("ib_send_lat printed no latency:\n{printed}"))?;
         Ok(half_us * 2.0 * 1_000.0)
@@ -154,6 +157,13 @@ impl Drop for Listening {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// As many round trips as a second has, if each takes as long as the last one.
+fn iterations_of_a_second(last_ns: Option<f64>) -> u32 {
+    last_ns.map_or(MIN_TRIPS, |last_ns| {
+        (1e9 / last_ns).clamp(f64::from(MIN_TRIPS), f64::from(MAX_TRIPS)) as u32
+    })
 }
 
 /// A number of perftest's table: of its only line of numbers, the one in this column.
