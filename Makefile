@@ -38,7 +38,7 @@ ASSIGNMENTS = $(foreach name,$(GIVEN),$(call quoted,$(name)=$(value $(name)))) \
 
 .PHONY: help
 help: ## list the targets
-	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512] [VM_MTU=4096] [VM_DEBUG=1]'
+	@echo 'usage: make TARGET [parameter=value…] [KERNEL=6.12|6.1] [CLIENTS=2] [VM_CPUS=1] [VM_MEMORY=512] [VM_MTU=4096] [VM_DEBUG=0|1|2]'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-24s %s\n", $$1, $$2 }' Makefile
 	@echo

@@ -53,9 +53,20 @@ pub struct Virtual {
     pub memory_mib: u32,
     /// The RDMA path MTU in bytes; one of [`MTUS`].
     pub mtu: u32,
-    /// Whether their kernels look for misuse of memory, which slows each packet down. Where nothing is said, they do, but
-    /// for comparisons of speed.
-    pub debug: Option<bool>,
+    /// Where nothing is said, their kernels look for misuse of memory, but for comparisons of speed.
+    pub debugging: Option<MemoryDebugging>,
+}
+
+/// Whether a machine's kernel looks for misuse of memory: guards and poison around and in what is allocated and freed.
+/// Each packet is an allocation, and pays for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryDebugging {
+    /// It does not.
+    Off,
+    /// It does.
+    On,
+    /// It also remembers who allocated and who freed each object, which a finding then shows; packets take about twice as long.
+    Owners,
 }
 
 /// Machines that the user's `makefile` names.
@@ -157,7 +168,11 @@ impl Assignments {
                 .reasons
                 .push(format!("VM_MTU={mtu}: must be one of 1024, 2048, 4096"));
         }
-        let debug = reader.number("VM_DEBUG", 0, 1);
+        let debugging = reader.number("VM_DEBUG", 0, 2).map(|number| match number {
+            0 => MemoryDebugging::Off,
+            1 => MemoryDebugging::On,
+            _ => MemoryDebugging::Owners,
+        });
         let kernel = reader.text("KERNEL").unwrap_or("6.12").to_string();
         if !KERNELS.contains(&kernel.as_str()) {
             reader.reasons.push(format!(
@@ -190,7 +205,7 @@ impl Assignments {
                 cpus: cpus.unwrap_or(1),
                 memory_mib: memory_mib.unwrap_or(512),
                 mtu: mtu.unwrap_or(4096),
-                debug: debug.map(|debug| debug == 1),
+                debugging,
             }),
         };
         Refusal::unless_empty(reader.reasons)?;
@@ -392,6 +407,7 @@ mod tests {
             (&["VM_MEMORY=1"], "VM_MEMORY=1"),
             (&["VM_CPUS=0"], "VM_CPUS=0"),
             (&["VM_DEBUG=yes"], "VM_DEBUG: \"yes\" is not a whole number"),
+            (&["VM_DEBUG=3"], "VM_DEBUG=3: must be from 0 to 2"),
             (
                 &["VM_MTU=1500"],
                 "VM_MTU=1500: must be one of 1024, 2048, 4096",

@@ -22,7 +22,7 @@ use crate::cluster::Host;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report, Verdict};
 use crate::run::{inspect, parent_gid};
-use crate::settings::Machines;
+use crate::settings::{Machines, MemoryDebugging};
 use crate::stage::{self, Act, Setting, Stage};
 
 /// What the command line says.
@@ -113,7 +113,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
     )?;
     if let Machines::Virtual(machines) = &mut setting.settings.machines {
         machines.clients = arguments.clients;
-        machines.debug.get_or_insert(false);
+        machines.debugging.get_or_insert(MemoryDebugging::Off);
     }
     let (cluster, rows) = stage::on(&setting, |stage| {
         Bench {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use self::vm::{Accel, VmCluster, VmConfig, Wire};
 use crate::interrupt::Interrupt;
-use crate::settings::{Gid, Machines, Settings};
+use crate::settings::{Gid, Machines, MemoryDebugging, Settings};
 
 pub mod remote;
 pub mod shell;
@@ -95,7 +95,7 @@ impl Cluster {
                     cpus: machines.cpus as usize,
                     memory_mib: machines.memory_mib as usize,
                     mtu: machines.mtu,
-                    debug: machines.debug.unwrap_or(true),
+                    debugging: machines.debugging.unwrap_or(MemoryDebugging::On),
                     log_dir: directory.clone(),
                     interrupt,
                     progress,

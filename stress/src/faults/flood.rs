@@ -23,7 +23,7 @@ const MOST_LINES: usize = 20;
 /// Datagrams a second that a flood reaches in any case.
 const SLOWEST_PER_S: u32 = 1_000;
 /// The honest client is unloaded when the flood is over.
-const CLIENT_RUNNING_SECS: u64 = 3_600;
+const CLIENT_RUNNING_SECS: u64 = 86_400;
 
 impl Faults<'_> {
     pub(super) fn flood(&mut self, row: &mut Row, datagrams: u32, seed: u32) -> Result<()> {

@@ -74,7 +74,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         &arguments.assignments,
         &[
             ("client_running_secs", "5"),
-            ("server_running_secs", "3600"),
+            ("server_running_secs", "86400"),
             ("thread_count", "4"),
         ],
         &arguments.template,

@@ -19,7 +19,7 @@ use crate::klog::watch::Watch;
 use crate::report::{ClusterInfo, Verdict};
 use crate::run::parent_gid;
 use crate::scene::watched;
-use crate::settings::Machines;
+use crate::settings::{Machines, MemoryDebugging};
 use crate::stage::{self, Setting};
 
 const TARGET: &str = "bench-fork";
@@ -108,7 +108,7 @@ pub fn main(arguments: &Arguments) -> Result<Verdict> {
         machines.clients = 1;
         // The largest parent, its copies, and what else a machine has.
         machines.memory_mib = machines.memory_mib.max(768);
-        machines.debug.get_or_insert(false);
+        machines.debugging.get_or_insert(MemoryDebugging::Off);
     }
     setting.forget_result();
     let (cluster, rows) = stage::on(&setting, |stage| {

@@ -16,6 +16,7 @@ use nix::unistd::pipe2;
 
 use super::network;
 use super::Accel;
+use crate::settings::MemoryDebugging;
 
 /// Turns every oops and lockup into the machine's end. The kernel's own tests of its ciphers are left out: a sixth of an
 /// emulated boot.
@@ -23,9 +24,19 @@ const KERNEL_PARAMETERS: &str =
     "console=ttyS0 loglevel=5 panic=-1 oops=panic softlockup_panic=1 hung_task_panic=1 \
     sysctl.kernel.hung_task_timeout_secs=60 cryptomgr.notests=1";
 
-/// Finds memory errors in a module when they happen. Each allocation and each packet pays for it, several times over.
-const MEMORY_DEBUGGING: &str =
-    " slub_debug=FZPU kfence.sample_interval=50 page_poison=1 init_on_free=1";
+/// Finds memory errors in a module when they happen: `slub_debug`'s checks, red zones and poison, KFENCE, poisoned pages.
+/// Each allocation and each packet pays for it, several times over; as much again where the stack of each is kept.
+fn memory_debugging(debugging: MemoryDebugging) -> &'static str {
+    match debugging {
+        MemoryDebugging::Off => "",
+        MemoryDebugging::On => {
+            " slub_debug=FZP kfence.sample_interval=50 page_poison=1 init_on_free=1"
+        }
+        MemoryDebugging::Owners => {
+            " slub_debug=FZPU kfence.sample_interval=50 page_poison=1 init_on_free=1"
+        }
+    }
+}
 
 /// A processor with all that the emulator knows but two things. Fast strings: it says that it has them, and takes a byte at a
 /// time. CMPXCHG16B: QEMU before 8.0 computes the flags after it from a note of the last operation that it has not brought
@@ -55,7 +66,7 @@ pub(super) struct Plan {
     /// Of its network device, in bytes.
     pub(super) link_mtu: u32,
     /// Whether its kernel looks for misuse of memory.
-    pub(super) debug: bool,
+    pub(super) debugging: MemoryDebugging,
     pub(super) kernel: PathBuf,
     pub(super) image: PathBuf,
     /// Without one only the boot itself can be tried.
@@ -94,7 +105,7 @@ impl Plan {
         qemu.arg("-initrd").arg(&self.image);
         qemu.arg("-append").arg(format!(
             "{KERNEL_PARAMETERS}{}{} guest_name={} guest_address={}/24",
-            if self.debug { MEMORY_DEBUGGING } else { "" },
+            memory_debugging(self.debugging),
             match self.accel {
                 Accel::Kvm => String::new(),
                 Accel::Tcg => emulated_clock(),

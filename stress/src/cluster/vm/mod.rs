@@ -28,6 +28,7 @@ use self::machine::{Event, Machine, Plan};
 use self::ssh::{Master, Ssh};
 use super::{Host, Role};
 use crate::interrupt::Interrupt;
+use crate::settings::MemoryDebugging;
 
 /// How often a wait looks at the interrupt.
 const TICK: Duration = Duration::from_millis(100);
@@ -45,7 +46,7 @@ pub struct VmConfig<'a> {
     /// The RDMA path MTU in bytes.
     pub mtu: u32,
     /// Whether their kernels look for misuse of memory.
-    pub debug: bool,
+    pub debugging: MemoryDebugging,
     /// Where console logs go, `<name>.console.log`, and a script that opens a shell on a machine, `shell`.
     pub log_dir: PathBuf,
     /// Raised, it ends a boot.
@@ -128,7 +129,7 @@ impl VmCluster {
                 gives_way: crowded && number > 1,
                 memory_mib: config.memory_mib,
                 link_mtu: network::link_mtu(config.mtu),
-                debug: config.debug,
+                debugging: config.debugging,
                 kernel: kernel.join("vmlinuz"),
                 image: image.clone(),
                 network: true,
