@@ -144,13 +144,12 @@ panic-free: setup ## look into the built modules of each kernel for anything tha
 	@$(MAKE) -C kmod-glue panic-free KERNEL=6.1
 
 .PHONY: test
-test: setup ## everything that CI runs: formatting, lints, tests, module builds, a short run on each kernel
+test: setup ## everything that CI runs: formatting, lints, tests, module builds, a short run on each kernel, fuzzing
 	@stress/test.sh
 
 .PHONY: fuzz
 fuzz: setup ## fuzz every target for MINUTES=1 each; what is found is left in fuzz/artifacts
-	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
-	@fuzz/all.sh $(MINUTES)
+	@CARGO=$(CARGO) fuzz/all.sh $(MINUTES)
 
 .PHONY: mutants
 mutants: setup ## change the core in each place that cargo-mutants knows, and expect its tests to notice; SHARD=k/n for the k-th of n parts, from 0

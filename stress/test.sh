@@ -113,5 +113,7 @@ step "processes and modules on 6.12, in short" interop
 step "forks into lean containers on 6.12, in short" forks
 step "bad calls on 6.12, in short" attack
 
+step "each fuzz target for 20 s" fuzz/all.sh 20s
+
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

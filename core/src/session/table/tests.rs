@@ -107,6 +107,7 @@ fn a_confirmed_session_ends_its_clients_earlier_ones_and_no_others() {
 
 /// Keys and addresses need not be drawn at random to be spread.
 #[test]
+#[cfg_attr(miri, ignore = "it counts for an hour")]
 fn those_who_differ_little_do_not_share_buckets() {
     const PLACES: usize = 1024;
     for epoch in [0, EPOCH, u32::MAX] {
