@@ -46,7 +46,19 @@ struct Arguments {
     dir: Option<PathBuf>,
 }
 
-/// A contender's figures.
+/// By how much a round's line may differ from most others'. Two processors of one cache and two of one socket differ by more, and so do
+/// two threads of one core.
+const OF_ONE_PLACE: f64 = 1.5;
+
+/// What was measured.
+#[derive(Serialize)]
+struct Outcome {
+    /// Of each round, whether a line took about as long as in most: the host had the two processors where it mostly has them.
+    compared: Vec<bool>,
+    rows: Vec<Row>,
+}
+
+/// A contender's figures, of the rounds that are compared.
 #[derive(Serialize)]
 struct Row {
     name: String,
@@ -58,7 +70,7 @@ struct Row {
     rate: f64,
     /// Median of the ratios to the cache line of the same round.
     to_line: f64,
-    /// Median of the ratios of rates, ours with one call at a time to this one, of the same round.
+    /// Calls a second of every round.
     rates: Vec<f64>,
 }
 
@@ -84,14 +96,14 @@ fn main() -> Result<()> {
         .collect();
     let dir = PathBuf::from(format!("/dev/shm/mitosis-bench-{}", std::process::id()));
     std::fs::create_dir(&dir)?;
-    let rows = measure(&arguments, &contenders, &dir, serving);
+    let outcome = measure(&arguments, &contenders, &dir, serving);
     let removed = std::fs::remove_dir_all(&dir);
-    let rows = rows?;
+    let outcome = outcome?;
     removed?;
     if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        println!("{}", serde_json::to_string_pretty(&outcome)?);
     } else {
-        print(&rows);
+        print(&outcome);
     }
     Ok(())
 }
@@ -101,7 +113,7 @@ fn measure(
     contenders: &[Contender],
     dir: &Path,
     serving: usize,
-) -> Result<Vec<Row>> {
+) -> Result<Outcome> {
     let time = Duration::from_millis(arguments.time_ms);
     let mut rates = vec![Vec::new(); contenders.len()];
     for round in 0..arguments.rounds {
@@ -111,26 +123,36 @@ fn measure(
             rates.push(measured.rate());
         }
     }
-    let line = rates[0].clone();
-    let row = |(contender, rates): (&Contender, Vec<f64>)| {
+    let compared = of_one_place(&rates[0]);
+    let only = |rates: &[f64]| -> Vec<f64> {
+        let rates = rates.iter().zip(&compared);
+        rates.filter_map(|(rate, is)| is.then_some(*rate)).collect()
+    };
+    let lines = only(&rates[0]);
+    let row = |(contender, all): (&Contender, Vec<f64>)| {
+        let rates = only(&all);
         let rate = median(rates.clone());
         let of = |choose: fn(f64, f64) -> f64| rates.iter().copied().reduce(choose).unwrap_or(0.0);
+        let to_line = lines.iter().zip(&rates).map(|(line, rate)| line / rate);
         Row {
             name: contender.name(),
             call_ns: 1e9 / rate,
             lowest_ns: 1e9 / of(f64::max),
             highest_ns: 1e9 / of(f64::min),
             rate,
-            to_line: median(
-                line.iter()
-                    .zip(&rates)
-                    .map(|(line, rate)| line / rate)
-                    .collect(),
-            ),
-            rates,
+            to_line: median(to_line.collect()),
+            rates: all,
         }
     };
-    Ok(contenders.iter().zip(rates).map(row).collect())
+    let rows = contenders.iter().zip(rates).map(row).collect();
+    Ok(Outcome { compared, rows })
+}
+
+/// Of each round, whether its line took about as long as the median one.
+fn of_one_place(lines: &[f64]) -> Vec<bool> {
+    let middle = median(lines.to_vec());
+    let near = |rate: &f64| (middle / OF_ONE_PLACE..=middle * OF_ONE_PLACE).contains(rate);
+    lines.iter().map(near).collect()
 }
 
 /// One measurement, with a server that is there for nothing else.
@@ -197,7 +219,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn print(rows: &[Row]) {
+fn print(outcome: &Outcome) {
     let mut table = Table::new();
     table.load_preset(NOTHING);
     table.set_header([
@@ -207,7 +229,7 @@ fn print(rows: &[Row]) {
         "calls/s",
         "of a line's trip",
     ]);
-    for row in rows {
+    for row in &outcome.rows {
         table.add_row([
             row.name.clone(),
             format!("{:.0}", row.call_ns),
@@ -220,4 +242,14 @@ fn print(rows: &[Row]) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}");
+    let compared = outcome.compared.iter().filter(|is| **is).count();
+    let all = outcome.compared.len();
+    print!("medians of {compared} rounds");
+    match all - compared {
+        0 => println!(),
+        others => println!(
+            "; in the other {others} a line took more than {OF_ONE_PLACE} times as long as in most, or as much less: the host had \
+             the processors elsewhere"
+        ),
+    }
 }
