@@ -386,4 +386,29 @@ mod tests {
         assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
         assert!(median(std::iter::empty()).is_nan());
     }
+
+    #[test]
+    fn a_row_tells_the_medians_ratio_and_the_turns_extremes() {
+        let beside = |(rpc, perftest)| Beside { rpc, perftest };
+        let row = Row::of(
+            64,
+            Measured {
+                round_trips_ns: [(2e6, 1e6), (1e6, 4e6), (3e6, 2e6)].map(beside).to_vec(),
+                rates_per_s: [(10.0, 40.0)].map(beside).to_vec(),
+            },
+        );
+        let cells = row.cells();
+        let cells = cells.each_ref().map(String::as_str);
+        let told = [
+            "64",
+            "2000.0",
+            "2000.0",
+            "1.00",
+            "0.25 to 2.00",
+            "10",
+            "40",
+            "0.25",
+        ];
+        assert_eq!(cells, told);
+    }
 }

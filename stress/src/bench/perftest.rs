@@ -183,6 +183,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_measurement_takes_about_a_second() {
+        assert_eq!(iterations_of_a_second(None), MIN_TRIPS);
+        assert_eq!(iterations_of_a_second(Some(1e6)), 1_000);
+        assert_eq!(iterations_of_a_second(Some(1e9)), MIN_TRIPS);
+        assert_eq!(iterations_of_a_second(Some(1.0)), MAX_TRIPS);
+        assert_eq!(iterations_of_a_second(Some(0.0)), MAX_TRIPS);
+    }
+
+    #[test]
     fn figures_are_read_off_perftests_tables() {
         let latency = " #bytes #iterations    t_min[usec]    t_max[usec]  t_typical[usec]    t_avg[usec]\n \
              40      2000          189.59         5491.93      230.56   \t       439.96      \t641.45 \t\t3489.51\n";

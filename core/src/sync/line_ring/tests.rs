@@ -286,7 +286,10 @@ fn nothing_in_a_payload_is_taken_for_a_stamp() {
 fn the_longest_datagram_is_carried_and_a_longer_one_refused() {
     const LINES: usize = lines_of(MAX_LEN).next_power_of_two();
     let datagram: Vec<u8> = (0..=MAX_LEN).map(|place| (place % 251) as u8).collect();
-    for header_len in [0, 8, 39, 40, 41, MAX_LEN] {
+    let all = [0, 8, 39, 40, 41, MAX_LEN];
+    // miri keeps what each word of a line has been.
+    let some = if cfg!(miri) { &all[2..3] } else { &all };
+    for &header_len in some {
         let shared = Shared::new(LINES);
         let (mut sender, mut receiver) = (
             Sender::new(shared.clone()),
