@@ -347,6 +347,7 @@ fn a_sleeper_is_to_be_woken_once() {
 
 #[test]
 fn two_threads_share_a_ring() {
+    const MANY: u32 = if cfg!(miri) { 300 } else { 20_000 };
     let shared = std::sync::Arc::new(Shared {
         lines: (0..16).map(|_| Line::new()).collect(),
         control: Control::new(),
@@ -354,14 +355,14 @@ fn two_threads_share_a_ring() {
     let mut sender = Sender::new(shared.clone());
     let mut receiver = Receiver::new(shared);
     let pushing = std::thread::spawn(move || {
-        for number in 0..20_000_u32 {
+        for number in 0..MANY {
             let payload = vec![number as u8; number as usize % 300];
             while sender.push(&number.to_le_bytes(), &payload).is_err() {
                 std::thread::yield_now();
             }
         }
     });
-    for number in 0..20_000_u32 {
+    for number in 0..MANY {
         let datagram = loop {
             match pop(&mut receiver) {
                 Some(datagram) => break datagram,
