@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn two_threads_share_a_static_ring() {
-        const MANY: u32 = if cfg!(miri) { 300 } else { 10_000 };
+        const MANY: u32 = if cfg!(miri) { 60 } else { 10_000 };
         let ring: &'static mut Ring<u32, 8> = std::boxed::Box::leak(std::boxed::Box::default());
         let (mut producer, mut consumer) = ring.split();
         let pushing = std::thread::spawn(move || {

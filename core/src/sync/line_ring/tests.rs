@@ -347,7 +347,7 @@ fn a_sleeper_is_to_be_woken_once() {
 
 #[test]
 fn two_threads_share_a_ring() {
-    const MANY: u32 = if cfg!(miri) { 300 } else { 20_000 };
+    const MANY: u32 = if cfg!(miri) { 60 } else { 20_000 };
     let shared = std::sync::Arc::new(Shared {
         lines: (0..16).map(|_| Line::new()).collect(),
         control: Control::new(),
