@@ -156,6 +156,10 @@ mutants: setup ## change the core in each place that cargo-mutants knows, and ex
 	@$(CARGO) mutants --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-mutants
 	@core/mutants.sh $(SHARD)
 
+.PHONY: miri
+miri: ## core's unit tests in miri, where rustup has a nightly toolchain with it: rustup toolchain install nightly --component miri,rust-src
+	@PROPTEST_CASES=2 MIRIFLAGS=-Zmiri-disable-isolation $(CARGO) +nightly miri test --locked --package mitosis-core --lib
+
 .PHONY: loom-mutants
 loom-mutants: ## weaken the orderings of core/src/sync one by one, and expect that loom finds each
 	@CARGO=$(CARGO) loom-tests/mutants.sh

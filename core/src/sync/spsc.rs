@@ -253,26 +253,27 @@ mod tests {
     }
 
     #[test]
-    fn two_threads_share_a_static_ring() {
+    fn two_threads_share_a_ring() {
         const MANY: u32 = if cfg!(miri) { 60 } else { 10_000 };
-        let ring: &'static mut Ring<u32, 8> = std::boxed::Box::leak(std::boxed::Box::default());
+        let mut ring = Ring::<u32, 8>::default();
         let (mut producer, mut consumer) = ring.split();
-        let pushing = std::thread::spawn(move || {
-            for item in 0..MANY {
-                while producer.push(item).is_err() {
-                    std::thread::yield_now();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for item in 0..MANY {
+                    while producer.push(item).is_err() {
+                        std::thread::yield_now();
+                    }
                 }
+            });
+            for expected in 0..MANY {
+                let item = loop {
+                    match consumer.pop() {
+                        Some(item) => break item,
+                        None => std::thread::yield_now(),
+                    }
+                };
+                assert_eq!(item, expected);
             }
         });
-        for expected in 0..MANY {
-            let item = loop {
-                match consumer.pop() {
-                    Some(item) => break item,
-                    None => std::thread::yield_now(),
-                }
-            };
-            assert_eq!(item, expected);
-        }
-        pushing.join().unwrap();
     }
 }
