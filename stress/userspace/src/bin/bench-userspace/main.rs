@@ -70,6 +70,8 @@ struct Row {
     rate: f64,
     /// Median of the ratios to the cache line of the same round.
     to_line: f64,
+    /// The same of all rounds.
+    to_line_of_all: f64,
     /// Calls a second of every round.
     rates: Vec<f64>,
 }
@@ -128,12 +130,15 @@ fn measure(
         let rates = rates.iter().zip(&compared);
         rates.filter_map(|(rate, is)| is.then_some(*rate)).collect()
     };
-    let lines = only(&rates[0]);
+    let all_lines = rates[0].clone();
+    let lines = only(&all_lines);
     let row = |(contender, all): (&Contender, Vec<f64>)| {
         let rates = only(&all);
         let rate = median(rates.clone());
         let of = |choose: fn(f64, f64) -> f64| rates.iter().copied().reduce(choose).unwrap_or(0.0);
-        let to_line = lines.iter().zip(&rates).map(|(line, rate)| line / rate);
+        let ratio = |(line, rate): (&f64, &f64)| line / rate;
+        let to_line = lines.iter().zip(&rates).map(ratio);
+        let to_line_of_all = all_lines.iter().zip(&all).map(ratio);
         Row {
             name: contender.name(),
             call_ns: 1e9 / rate,
@@ -141,6 +146,7 @@ fn measure(
             highest_ns: 1e9 / of(f64::min),
             rate,
             to_line: median(to_line.collect()),
+            to_line_of_all: median(to_line_of_all.collect()),
             rates: all,
         }
     };
@@ -228,6 +234,7 @@ fn print(outcome: &Outcome) {
         "lowest to highest",
         "calls/s",
         "of a line's trip",
+        "in all rounds",
     ]);
     for row in &outcome.rows {
         table.add_row([
@@ -236,6 +243,7 @@ fn print(outcome: &Outcome) {
             format!("{:.0} to {:.0}", row.lowest_ns, row.highest_ns),
             format!("{:.0}", row.rate),
             format!("{:.2}", row.to_line),
+            format!("{:.2}", row.to_line_of_all),
         ]);
     }
     for column in table.column_iter_mut().skip(1) {
