@@ -413,6 +413,22 @@ impl Outbox<'_> {
         Ok(())
     }
 
+    /// Waits for [`Outbox::is_sent`] asleep, which leaves the processor to a device that is software. Takes signals of the
+    /// endpoint's event: for a thread that looks at everything else before it waits again.
+    pub fn sleep_until_sent(&mut self, ticket: Ticket) -> Result<(), Errno> {
+        let start_ns = now_ns();
+        while !self.is_sent(ticket) {
+            let passed_ns = now_ns().saturating_sub(start_ns);
+            if passed_ns > SEND_PATIENCE_NS {
+                return Err(Errno::TIMED_OUT);
+            }
+            if !self.cq.arm() {
+                self.cq.event().wait(SEND_PATIENCE_NS - passed_ns);
+            }
+        }
+        Ok(())
+    }
+
     fn reap(&mut self) {
         let mut completions = [Completion::default(); BATCH];
         loop {

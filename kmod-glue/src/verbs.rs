@@ -63,7 +63,7 @@ impl Drop for ProtectionDomain {
 /// A completion queue whose completions signal an event, once for each [`CompletionQueue::arm`].
 pub struct CompletionQueue<'a> {
     cq: NonNull<ffi::IbCq>,
-    _event: &'a Event,
+    event: &'a Event,
 }
 
 // SAFETY: verbs objects may be used from any thread.
@@ -78,7 +78,7 @@ impl<'a> CompletionQueue<'a> {
             unsafe { ffi::mitosis_cq_create(port.0.device, entries, event.as_ptr(), &mut error) };
         Ok(CompletionQueue {
             cq: created(cq, error)?,
-            _event: event,
+            event,
         })
     }
 
@@ -89,6 +89,11 @@ impl<'a> CompletionQueue<'a> {
             ffi::mitosis_cq_poll(self.cq.as_ptr(), completions.as_mut_ptr(), BATCH as u32)
         };
         completions.get(..polled as usize).unwrap_or(&[])
+    }
+
+    /// What its completions signal.
+    pub fn event(&self) -> &Event {
+        self.event
     }
 
     /// Asks for a signal at the next completion. True when some may already be there: poll before sleeping.

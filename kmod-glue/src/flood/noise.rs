@@ -20,8 +20,10 @@ use crate::module::Control;
 use crate::thread::{give_way, now_ns};
 use crate::verbs::{Completion, Direction, MappedPage, BATCH};
 
-/// Datagrams under way at a time.
-const BUFFERS: usize = 32;
+/// Datagrams that are written in one go, and that one completion tells the end of.
+const VOLLEY: usize = 16;
+/// Volleys under way at a time: one is sent while the next is written.
+const VOLLEYS: usize = 2;
 /// What the server answers has to go somewhere.
 const RECEIVE_BUFFERS: u32 = 64;
 
@@ -43,65 +45,96 @@ impl Noise {
     ) -> Result<(), Failure> {
         let kernel = |step| move |errno| Failure::Kernel(step, errno);
         let start_ns = now_ns();
-        let mut buffers = Table::try_new(BUFFERS, |_| {
-            Ok((
-                MappedPage::new(route.pd(), Direction::ToDevice)?,
-                Ticket::default(),
-            ))
+        let mut volleys = Table::try_new(VOLLEYS, |_| {
+            let pages =
+                Table::try_new(VOLLEY, |_| MappedPage::new(route.pd(), Direction::ToDevice))?;
+            Ok((pages, Ticket::default()))
         })
         .map_err(kernel("cannot allocate send buffers"))?;
         let mut endpoint =
             Endpoint::open(route.port(), route.pd(), &control.event, RECEIVE_BUFFERS)
                 .map_err(kernel("cannot create a queue pair"))?;
-        let mut random = Xoshiro256StarStar::seed_from_u64(u64::from(self.seed));
-        let (mut all, mut mutations, mut from_corpus) = (0u32, 0u32, 0u32);
-        let mut epoch = random.next_u32();
+        let destination = route.destination();
+        let room = usize::from(endpoint.datagram_len());
+        let mut source = Source::new(self.seed);
+        let mut all = 0;
         while all < self.datagrams && !control.stop.wanted() && !devices.removed() {
-            let Some((buffer, ticket)) = buffers.get_mut(all as usize % BUFFERS) else {
+            let turn = all as usize / VOLLEY % VOLLEYS;
+            let Some((pages, sent)) = volleys.get_mut(turn) else {
                 break;
             };
             endpoint
                 .outbox()
-                .wait_sent(*ticket)
+                .sleep_until_sent(*sent)
                 .map_err(kernel("a send does not complete"))?;
-            let room = usize::from(endpoint.datagram_len());
-            let bytes = buffer.page.bytes_mut();
-            let bytes = bytes.get_mut(..room).unwrap_or(&mut []);
-            let len = match random.next_u32() % 3 {
-                0 => noise(&mut random, bytes),
-                1 => {
-                    mutations += 1;
-                    mutate(&mut random, bytes, epoch)
-                }
-                _ => {
-                    from_corpus += 1;
-                    corpus::mutate(&mut random, bytes, epoch)
-                }
-            };
-            *ticket = endpoint
-                .send_page(&route.destination(), buffer, len)
-                .map_err(kernel("cannot send"))?;
-            all += 1;
-            listen(&mut endpoint, &mut epoch).map_err(kernel("cannot post receives"))?;
+            let volley = VOLLEY.min((self.datagrams - all) as usize);
+            let mut burst = endpoint.burst(&destination);
+            for (at, page) in pages.iter_mut().take(volley).enumerate() {
+                let bytes = page.page.bytes_mut();
+                let len = source.write(bytes.get_mut(..room).unwrap_or(&mut []));
+                *sent = burst
+                    .send_page(page, len, at + 1 == volley)
+                    .map_err(kernel("cannot send"))?;
+                all += 1;
+            }
+            burst.ring().map_err(kernel("cannot send"))?;
+            drop(burst);
+            listen(&mut endpoint, &mut source.epoch).map_err(kernel("cannot post receives"))?;
             give_way();
         }
-        for (_, ticket) in buffers.iter() {
+        for (_, sent) in volleys.iter() {
             endpoint
                 .outbox()
-                .wait_sent(*ticket)
+                .sleep_until_sent(*sent)
                 .map_err(kernel("a send does not complete"))?;
         }
         info!(
             "flood done: sent ",
             all,
             ", mutated ",
-            mutations,
+            source.mutations,
             ", from corpus ",
-            from_corpus,
+            source.from_corpus,
             ", elapsed_us ",
             (now_ns() - start_ns) / 1_000
         );
         Ok(())
+    }
+}
+
+/// Writes datagrams, and counts those that are not noise.
+struct Source {
+    random: Xoshiro256StarStar,
+    /// The server's, once it has said it.
+    epoch: u32,
+    mutations: u32,
+    from_corpus: u32,
+}
+
+impl Source {
+    fn new(seed: u32) -> Source {
+        let mut random = Xoshiro256StarStar::seed_from_u64(u64::from(seed));
+        Source {
+            epoch: random.next_u32(),
+            random,
+            mutations: 0,
+            from_corpus: 0,
+        }
+    }
+
+    /// The next one. Returns its length.
+    fn write(&mut self, bytes: &mut [u8]) -> usize {
+        match self.random.next_u32() % 3 {
+            0 => noise(&mut self.random, bytes),
+            1 => {
+                self.mutations += 1;
+                mutate(&mut self.random, bytes, self.epoch)
+            }
+            _ => {
+                self.from_corpus += 1;
+                corpus::mutate(&mut self.random, bytes, self.epoch)
+            }
+        }
     }
 }
 
