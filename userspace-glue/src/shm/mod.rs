@@ -24,6 +24,7 @@ mod greeting;
 mod name;
 mod segment;
 mod server;
+mod strangers;
 
 pub use client::ShmClient;
 #[cfg(feature = "fuzzing")]

@@ -17,6 +17,7 @@ use super::first_look::{pause, FirstLook, NextLook, SERVER_SHRINKS};
 use super::greeting::{self, Status};
 use super::name::{self, Held};
 use super::segment::{self, Ring};
+use super::strangers::{Strangers, HELLO_PATIENCE, MAX_STRANGERS};
 use super::{ring_holds, DATAGRAM_LEN, DATAGRAM_WORDS, MOST_IN_GROUP};
 use crate::address::ShmName;
 use crate::fabric::{Arrival, Fabric, FabricError, FabricErrorKind as Kind, PeerId, Waker};
@@ -29,10 +30,6 @@ const POLLS: usize = 32;
 
 /// After how many turns that found nothing, or batches, the sockets are looked at: a system call among many polls.
 const POLLS_A_LOOK: u32 = 1024;
-
-/// How long a client may take to say Hello, and how many may be about to.
-const HELLO_PATIENCE: Duration = Duration::from_secs(2);
-const MAX_STRANGERS: usize = 64;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 64;
@@ -84,12 +81,6 @@ struct Peer {
     sent: u64,
 }
 
-/// A connection that has not said Hello.
-struct Stranger {
-    socket: OwnedFd,
-    since: Instant,
-}
-
 /// The serving end of shared memory.
 pub struct ShmServer {
     held: Held,
@@ -107,7 +98,7 @@ pub struct ShmServer {
     looks: usize,
     first_look: FirstLook,
     next_look: NextLook,
-    strangers: Vec<Option<Stranger>>,
+    strangers: Strangers,
     gone: VecDeque<PeerId>,
     sent: Vec<PeerId>,
     /// How many datagrams may leave together.
@@ -143,7 +134,7 @@ impl ShmServer {
             looks: POLLS,
             first_look: FirstLook::new(SERVER_SHRINKS),
             next_look: NextLook::default(),
-            strangers: Vec::new(),
+            strangers: Strangers::default(),
             gone: VecDeque::new(),
             sent: Vec::with_capacity(peers),
             group: 1,
@@ -315,10 +306,14 @@ impl ShmServer {
                 LISTENER => self.accept(),
                 WAKER => self.waker.clear(),
                 PEERS..STRANGERS => self.heard(index),
-                _ => self.greet(index),
+                _ => {
+                    if let Some(socket) = self.strangers.take(index) {
+                        self.greet(socket);
+                    }
+                }
             }
         }
-        self.forget_silent_strangers();
+        self.part_with_strangers(Instant::now());
         Ok(())
     }
 
@@ -342,34 +337,18 @@ impl ShmServer {
                 // None is left; or there are no more descriptors, and it waits until there are.
                 Err(_) => return,
             };
-            let free = self.strangers.iter().position(Option::is_none);
-            let index = match free {
-                Some(index) => index,
-                None if self.strangers.len() < MAX_STRANGERS => {
-                    self.strangers.push(None);
-                    self.strangers.len() - 1
-                }
-                None => continue,
+            let Some(index) = self.strangers.room() else {
+                continue;
             };
             let data = epoll::EventData::new_u64(STRANGERS | index as u64);
             if epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN).is_ok() {
-                let since = Instant::now();
-                if let Some(place) = self.strangers.get_mut(index) {
-                    *place = Some(Stranger { socket, since });
-                }
+                self.strangers.admit(index, socket, Instant::now());
             }
         }
     }
 
-    /// A stranger has said something.
-    fn greet(&mut self, index: usize) {
-        let Some(place) = self.strangers.get_mut(index) else {
-            return;
-        };
-        let Some(stranger) = place.take() else {
-            return;
-        };
-        let socket = stranger.socket;
+    /// A stranger has said something, or its time is over.
+    fn greet(&mut self, socket: OwnedFd) {
         match greeting::receive_hello(socket.as_fd()) {
             Ok(Some(greeting::VERSION)) => {}
             Ok(Some(_)) => {
@@ -380,6 +359,14 @@ impl ShmServer {
         }
         if let Err((status, socket)) = self.welcome(socket) {
             let _ = greeting::send_welcome(socket.as_fd(), status, None);
+        }
+    }
+
+    /// Those of whom this server has heard nothing until `now` are given up, after a last look: it may be the server that
+    /// is late.
+    fn part_with_strangers(&mut self, now: Instant) {
+        while let Some(socket) = self.strangers.take_overdue(now) {
+            self.greet(socket);
         }
     }
 
@@ -412,12 +399,6 @@ impl ShmServer {
             self.live.push(index as PeerId);
         }
         Ok(())
-    }
-
-    fn forget_silent_strangers(&mut self) {
-        for place in &mut self.strangers {
-            place.take_if(|stranger| stranger.since.elapsed() > HELLO_PATIENCE);
-        }
     }
 
     fn wake_up(&self) {
@@ -542,7 +523,7 @@ impl Fabric for ShmServer {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> Result<(), FabricError> {
-        let awaits_hello = self.strangers.iter().any(Option::is_some);
+        let awaits_hello = self.strangers.any();
         let timeout = match timeout {
             _ if !self.fall_asleep() => Some(Duration::ZERO),
             Some(timeout) if awaits_hello => Some(timeout.min(HELLO_PATIENCE)),
@@ -582,5 +563,35 @@ impl Fabric for ShmServer {
 
     fn dropped(&self) -> u64 {
         self.dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use super::super::greeting::Answer;
+
+    #[test]
+    fn a_hello_that_came_in_time_counts_however_late_the_server_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = ShmServerConfig {
+            dir: dir.path().to_owned(),
+            ..ShmServerConfig::default()
+        };
+        let name = ShmName::new("late").unwrap();
+        let mut server = ShmServer::bind(&name, &config).unwrap();
+        let reach = || name::reach(dir.path(), &name, Duration::from_secs(5)).unwrap();
+        let (speaks, is_silent) = (reach(), reach());
+        server.look(Some(Duration::ZERO)).unwrap();
+        greeting::send_hello(speaks.as_fd()).unwrap();
+        server.part_with_strangers(Instant::now() + 2 * HELLO_PATIENCE);
+        let answer = |socket: &OwnedFd| greeting::receive_welcome(socket.as_fd());
+        assert!(matches!(answer(&speaks), Ok(Answer::Welcome(..))));
+        assert!(matches!(
+            answer(&is_silent),
+            Ok(Answer::Gone) | Err(Errno::CONNRESET)
+        ));
+        assert!(!server.strangers.any() && server.live == [0]);
     }
 }
