@@ -549,3 +549,21 @@ fn a_connecting_client_takes_only_the_answer_to_its_own_connect() {
         assert_eq!(client.handle_datagram(0, &datagram), result, "{message:?}");
     }
 }
+
+#[test]
+fn a_datagram_of_a_session_says_whose_it_is() {
+    let mut network = Network::new(4);
+    for place in [network.connected_client(), network.connected_client()] {
+        let peer = &network.peers[place];
+        let session = peer.client.session();
+        let ping = bytes_of(session, 0, 0, Message::Ping);
+        assert_eq!(network.server.peer_of(&ping), Some(peer.id));
+        assert_eq!(network.server.peer_of(&ping[..15]), None);
+        let another = SessionId {
+            generation: session.generation.wrapping_add(1),
+            ..session
+        };
+        let ping = bytes_of(another, 0, 0, Message::Ping);
+        assert_eq!(network.server.peer_of(&ping), None);
+    }
+}
