@@ -44,6 +44,8 @@ pub(super) struct FloodFigures {
     #[serde(flatten)]
     pub(super) sent: Flood,
     pub(super) seed: u32,
+    /// Which flood of the scenario this was, from 1: those before it said nothing, as the machine became slower under them.
+    pub(super) round: u32,
     /// Median requests/s of the honest client.
     pub(super) before_per_s: f64,
     pub(super) during_per_s: f64,
@@ -52,6 +54,47 @@ pub(super) struct FloodFigures {
     pub(super) fresh_per_s: Option<f64>,
     /// What the server's kernel log got meanwhile.
     pub(super) server_lines: usize,
+}
+
+/// What a flood did to the server's speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speed {
+    AsBefore,
+    Slower,
+    /// It is slower, and so is a server that was never flooded.
+    Unknown,
+}
+
+/// Without a flood, windows of five seconds under emulation differ by a tenth.
+pub(super) fn as_before(after_per_s: f64, before_per_s: f64) -> bool {
+    after_per_s >= before_per_s * 0.8
+}
+
+impl FloodFigures {
+    pub(super) fn speed(&self) -> Speed {
+        let fresh_too = |fresh_per_s| !as_before(fresh_per_s, self.before_per_s);
+        if as_before(self.after_per_s, self.before_per_s) {
+            Speed::AsBefore
+        } else if self.fresh_per_s.is_some_and(fresh_too) {
+            Speed::Unknown
+        } else {
+            Speed::Slower
+        }
+    }
+}
+
+impl fmt::Display for FloodFigures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "honest requests/s before {}, during {}, after {}",
+            self.before_per_s, self.during_per_s, self.after_per_s
+        )?;
+        if let Some(fresh_per_s) = self.fresh_per_s {
+            write!(f, ", with a server loaded anew {fresh_per_s}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Row {
@@ -157,18 +200,14 @@ impl fmt::Display for Row {
             )?;
         }
         if let Some(flood) = &self.flood {
+            let per_s = flood.sent.sent.saturating_mul(1_000_000) / flood.sent.elapsed_us.max(1);
             write!(
                 figures,
-                ", flood/s {}, rejected {}, honest requests/s before {}, during {}, after {}, server's log lines {}",
-                flood.sent.sent.saturating_mul(1_000_000) / flood.sent.elapsed_us.max(1),
-                self.rejected,
-                flood.before_per_s,
-                flood.during_per_s,
-                flood.after_per_s,
-                flood.server_lines
+                ", flood/s {per_s}, rejected {}, {flood}, server's log lines {}",
+                self.rejected, flood.server_lines
             )?;
-            if let Some(fresh_per_s) = flood.fresh_per_s {
-                write!(f, ", with a server loaded anew {fresh_per_s}")?;
+            if flood.round > 1 {
+                write!(figures, ", in round {}", flood.round)?;
             }
         }
         self.scenario.write(f, &figures)
@@ -237,6 +276,46 @@ mod tests {
         assert_eq!(
             told(STOPPED, &CLIENT.replace("1000", "0")),
             "val02: not one of its requests was answered"
+        );
+    }
+
+    fn flood(before_per_s: f64, after_per_s: f64, fresh_per_s: Option<f64>) -> FloodFigures {
+        let sent = Flood {
+            sent: 20_000,
+            elapsed_us: 10_000_000,
+            ..Flood::default()
+        };
+        FloodFigures {
+            sent,
+            seed: 1,
+            round: 1,
+            before_per_s,
+            during_per_s: 400.0,
+            after_per_s,
+            fresh_per_s,
+            server_lines: 3,
+        }
+    }
+
+    #[test]
+    fn a_flooded_server_is_as_fast_as_before_or_slower_unless_the_machine_is() {
+        assert_eq!(flood(1000.0, 800.0, None).speed(), Speed::AsBefore);
+        assert_eq!(flood(1000.0, 799.0, None).speed(), Speed::Slower);
+        assert_eq!(flood(1000.0, 799.0, Some(800.0)).speed(), Speed::Slower);
+        assert_eq!(flood(1000.0, 799.0, Some(799.0)).speed(), Speed::Unknown);
+        // Whatever the machine did: as fast as before is as fast as before.
+        assert_eq!(flood(1000.0, 900.0, Some(100.0)).speed(), Speed::AsBefore);
+    }
+
+    #[test]
+    fn a_floods_figures_stand_in_its_line() {
+        let mut row = Row::new("a flood");
+        row.flood = Some(flood(1000.0, 700.0, Some(650.0)));
+        row.scenario.conclude(Ok(()), Duration::from_secs(1));
+        assert_eq!(
+            row.to_string(),
+            "ok     a flood (1.0 s): requests 0, requests/s 0, errors 0, flood/s 2000, rejected 0, honest requests/s \
+             before 1000, during 400, after 700, with a server loaded anew 650, server's log lines 3"
         );
     }
 
