@@ -4,6 +4,7 @@ mod call_whole;
 mod calls;
 mod counts;
 mod descriptor;
+mod grants;
 mod handshakes;
 mod keys;
 mod messages;
