@@ -302,6 +302,7 @@ impl Run<'_> {
                     Role::Child
                 },
                 kernel: kernel.map(|it| it.release().to_string_lossy().into_owned()),
+                slub_debug: None,
                 device: None,
                 mtu: None,
             });

@@ -14,7 +14,7 @@ use crate::interrupt::Interrupt;
 use crate::klog::watch::Watch;
 use crate::parameters;
 use crate::progress::Progress;
-use crate::report::{ClusterInfo, HostInfo, Report};
+use crate::report::{ClusterInfo, Report};
 use crate::run::{self, Deadlines, Inspected, Plan};
 use crate::settings::{Assignments, Machines, Settings};
 use crate::template::{RunPass, Template};
@@ -146,13 +146,8 @@ impl Stage<'_> {
         let inspected: Vec<Inspected> = hosts
             .map(|host| run::inspect(host, self.deadlines().command, &self.interrupt))
             .collect::<Result<_>>()?;
-        let info = |(host, inspected): (&Host, &Inspected)| HostInfo {
-            name: host.name.clone(),
-            role: host.role,
-            kernel: Some(inspected.kernel.clone()),
-            device: inspected.ports.first().map(|port| port.device.clone()),
-            mtu: inspected.ports.first().and_then(|port| port.mtu),
-        };
+        let info =
+            |(host, inspected): (&Host, &Inspected)| inspected.info(host, inspected.ports.first());
         let cluster = self.cluster.borrow();
         let kind = if cluster.is_virtual() {
             "virtual"

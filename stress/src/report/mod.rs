@@ -78,6 +78,8 @@ pub struct HostInfo {
     pub role: Role,
     /// As `uname -r` says it.
     pub kernel: Option<String>,
+    /// The kernel's memory debugging, as in `slub_debug=FZP`, which slows each packet down.
+    pub slub_debug: Option<String>,
     /// The RDMA device.
     pub device: Option<String>,
     /// The path MTU in bytes, without headers.
@@ -269,6 +271,7 @@ mod tests {
             name: name.into(),
             role,
             kernel: Some("6.12.9-amd64".into()),
+            slub_debug: Some("FZP".into()),
             device: Some("rxe0".into()),
             mtu: Some(4096),
         };
@@ -318,6 +321,7 @@ mod tests {
         "name": "val01",
         "role": "parent",
         "kernel": "6.12.9-amd64",
+        "slub_debug": "FZP",
         "device": "rxe0",
         "mtu": 4096
       },
@@ -325,6 +329,7 @@ mod tests {
         "name": "val02",
         "role": "child",
         "kernel": "6.12.9-amd64",
+        "slub_debug": "FZP",
         "device": "rxe0",
         "mtu": 4096
       }

@@ -7,12 +7,14 @@ use anyhow::{bail, Context, Result};
 use crate::cluster::shell::Limit;
 use crate::cluster::{Host, Role};
 use crate::interrupt::Interrupt;
+use crate::report::HostInfo;
 use crate::settings::Gid;
 
 /// Prints `key=value` lines. Files in /sys say it all, so that a host needs no tools for RDMA.
 const SCRIPT: &str = r#"
 echo "uid=$(id -u)"
 echo "kernel=$(uname -r)"
+for word in $(cat /proc/cmdline); do case $word in sl[au]b_debug=*) echo "slub_debug=${word#*=}" ;; esac; done
 for module in /sys/module/mitosis /sys/module/mitosis_*; do [ ! -d "$module" ] || echo "loaded=${module##*/}"; done
 for port in /sys/class/infiniband/*/ports/*; do
   [ -r "$port/state" ] || continue
@@ -28,8 +30,24 @@ done
 pub struct Inspected {
     /// As `uname -r` says it.
     pub kernel: String,
+    /// The memory debugging that it was booted with, as in `slub_debug=FZP`.
+    pub slub_debug: Option<String>,
     /// RDMA ports that can carry traffic.
     pub ports: Vec<Port>,
+}
+
+impl Inspected {
+    /// What `result.json` says of it and of the `port` that is used.
+    pub fn info(&self, host: &Host, port: Option<&Port>) -> HostInfo {
+        HostInfo {
+            name: host.name.clone(),
+            role: host.role,
+            kernel: Some(self.kernel.clone()),
+            slub_debug: self.slub_debug.clone(),
+            device: port.map(|port| port.device.clone()),
+            mtu: port.and_then(|port| port.mtu),
+        }
+    }
 }
 
 /// An RDMA port that can carry traffic.
@@ -74,7 +92,7 @@ pub fn inspect(host: &Host, timeout: Duration, interrupt: &Interrupt) -> Result<
 }
 
 fn parse(name: &str, answer: &str) -> Result<Inspected> {
-    let mut kernel = None;
+    let (mut kernel, mut slub_debug) = (None, None);
     let mut ports = Vec::new();
     for line in answer.lines() {
         match line.split_once('=') {
@@ -84,6 +102,7 @@ fn parse(name: &str, answer: &str) -> Result<Inspected> {
                  there, or make USER root"
             ),
             Some(("kernel", release)) => kernel = Some(release.trim().to_string()),
+            Some(("slub_debug", flags)) => slub_debug = Some(flags.trim().to_string()),
             Some(("loaded", module)) => bail!("{name}: {module} is already loaded: run `make clean`"),
             Some(("port", fields)) => ports.extend(parse_port(fields)),
             _ => {}
@@ -92,7 +111,11 @@ fn parse(name: &str, answer: &str) -> Result<Inspected> {
     let kernel = kernel
         .filter(|kernel| !kernel.is_empty())
         .with_context(|| format!("{name}: no answer to `uname -r`"))?;
-    Ok(Inspected { kernel, ports })
+    Ok(Inspected {
+        kernel,
+        slub_debug,
+        ports,
+    })
 }
 
 fn parse_port(fields: &str) -> Option<Port> {
@@ -165,11 +188,12 @@ mod tests {
     #[test]
     fn an_answer_is_read() {
         let answer = format!(
-            "uid=0\nkernel=6.12.9-amd64\nport=rxe0|4: ACTIVE|4200|{LOCAL} {ZERO} \nport=mlx5_1|1: DOWN|1500|{LOCAL}\n\
+            "uid=0\nkernel=6.12.9-amd64\nslub_debug=FZP\nport=rxe0|4: ACTIVE|4200|{LOCAL} {ZERO} \nport=mlx5_1|1: DOWN|1500|{LOCAL}\n\
              port=mlx5_0|4: ACTIVE||{LOCAL} \n"
         );
         let inspected = parse("val01", &answer).unwrap();
         assert_eq!(inspected.kernel, "6.12.9-amd64");
+        assert_eq!(inspected.slub_debug.as_deref(), Some("FZP"));
         assert_eq!(inspected.ports.len(), 2);
         assert_eq!(
             (inspected.ports[0].device.as_str(), inspected.ports[0].mtu),
@@ -227,6 +251,7 @@ mod tests {
         };
         let inspected = Inspected {
             kernel: "6.1".into(),
+            slub_debug: None,
             ports: vec![port],
         };
         let (hosts, inspected) = (&[host], &[inspected]);

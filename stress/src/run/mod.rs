@@ -22,7 +22,7 @@ use crate::klog::watch::{LookForFallen, Watch};
 use crate::modules::Module;
 use crate::programs;
 use crate::progress::Progress;
-use crate::report::{HostInfo, Report};
+use crate::report::Report;
 use crate::settings::Gid;
 use crate::template::RunPass;
 
@@ -162,13 +162,7 @@ fn prepare(
             .iter()
             .find(|port| plan.parent_gid.is_some_and(|gid| port.gids.contains(&gid)))
             .or(inspected.ports.first());
-        report.cluster.hosts.push(HostInfo {
-            name: host.name.clone(),
-            role: host.role,
-            kernel: Some(inspected.kernel.clone()),
-            device: port.map(|port| port.device.clone()),
-            mtu: port.and_then(|port| port.mtu),
-        });
+        report.cluster.hosts.push(inspected.info(host, port));
     }
     let gid = parent_gid(plan.hosts, &inspected, plan.parent_gid)?;
 
