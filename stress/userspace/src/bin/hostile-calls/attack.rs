@@ -91,14 +91,19 @@ pub fn run(arguments: &Arguments) -> Result<(), String> {
         info!(LOG, "{line}");
     }
     let (returned, done) = counts.totals();
-    let (calls, micros) = (arguments.calls, begun.elapsed().as_micros());
+    let (made, micros) = (counts.made(arguments.calls), begun.elapsed().as_micros());
+    if returned > made {
+        return Err(format!(
+            "{returned} calls have returned, of {made}: something wrote over the counts"
+        ));
+    }
     // Those that did not return froze their process, or replaced it, or were made when it was killed.
     info!(
         LOG,
-        "hostile calls done: calls {calls}, refused {}, not returned {}, processes {started}, killed {killed}, \
+        "hostile calls done: calls {made}, refused {}, not returned {}, processes {started}, killed {killed}, \
          seeds ended {ended}, elapsed_us {micros}",
         returned - done,
-        calls.saturating_sub(returned)
+        made - returned
     );
     Ok(())
 }

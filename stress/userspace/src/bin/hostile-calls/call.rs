@@ -1,5 +1,8 @@
 //! Composes calls: the number and the argument of each.
 
+use std::mem::offset_of;
+use std::ops::Range;
+
 use mitosis_core::uapi::{
     self, Freeze, List, Machine, Open, Ping, Prepare, Resume, SeedId, SeedInfo, Stats,
 };
@@ -28,8 +31,6 @@ const WEIGHTS: [(u32, u32); 11] = [
     (uapi::STATS, 10),
 ];
 const ALL: u32 = 100;
-/// Where arguments that name a machine have its GID.
-const GID_LEN: usize = 16;
 /// How often, together, processes name a machine that is not there although it could be: each costs seconds.
 const MOST_MISSED: u64 = 12;
 /// Longer than any seed that is made here has to live, and short enough for what is left of them to end.
@@ -265,38 +266,70 @@ impl Composer<'_> {
     /// Nothing but chance, but for what would take too long.
     fn fill(&mut self, call: &mut Call) {
         let before = call.bytes;
-        let from = Self::kept(call.command);
-        let len = call.len;
-        self.random.fill_bytes(&mut call.bytes[from.min(len)..len]);
-        Self::keep_pid(call, &before);
+        self.random.fill_bytes(&mut call.bytes[..call.len]);
+        keep(call, &before);
     }
 
     /// Up to four bits.
     fn flip(&mut self, call: &mut Call) {
         let before = call.bytes;
-        let from = Self::kept(call.command);
         for _ in 0..1 + self.below(4) {
             let bit = self.below(call.len.max(1) as u32 * 8) as usize;
-            if bit / 8 >= from {
-                call.bytes[bit / 8] ^= 1 << (bit % 8);
-            }
+            call.bytes[bit / 8] ^= 1 << (bit % 8);
         }
-        Self::keep_pid(call, &before);
+        keep(call, &before);
     }
+}
 
-    /// Which machine is [`Composer::machine`]'s choice.
-    fn kept(command: u32) -> usize {
-        match command {
-            uapi::OPEN | uapi::CONNECT | uapi::DISCONNECT | uapi::PING => GID_LEN,
-            _ => 0,
-        }
+/// Puts back what is not chance's: which machine and which process is named takes seconds or a minute, and an address must not
+/// be one of what this process refers to, as the module writes there. [`Pointers`] has addresses in every state.
+fn keep(call: &mut Call, before: &[u8; LONGEST]) {
+    const fn field<T>(at: usize) -> Range<usize> {
+        at..at + size_of::<T>()
     }
+    const GID: Range<usize> = field::<[u8; 16]>(0);
+    let kept: &[Range<usize>] = match call.command {
+        uapi::PREPARE => &[field::<i32>(offset_of!(Prepare, pid))],
+        uapi::LIST => &[field::<u64>(offset_of!(List, seeds))],
+        uapi::OPEN => &[GID, field::<u64>(offset_of!(Open, descriptor))],
+        uapi::CONNECT | uapi::DISCONNECT | uapi::PING => &[GID],
+        _ => &[],
+    };
+    for range in kept {
+        call.bytes[range.clone()].copy_from_slice(&before[range.clone()]);
+    }
+}
 
-    /// Which process is [`Composer::prepare`]'s.
-    fn keep_pid(call: &mut Call, before: &[u8; LONGEST]) {
-        const PID: std::ops::Range<usize> = 8..12;
-        if call.command == uapi::PREPARE {
-            call.bytes[PID].copy_from_slice(&before[PID]);
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn the_module_writes_to_no_address_but_the_pages_that_are_for_it() {
+        let pointers = Pointers::new().unwrap();
+        let counts = Counts::shared().unwrap();
+        let mut composer = Composer {
+            random: SmallRng::seed_from_u64(1),
+            pointers: &pointers,
+            machine: Machine::default(),
+            seed: None,
+            counts,
+        };
+        let mut seen = 0;
+        for _ in 0..100_000 {
+            let call = composer.compose();
+            let at = match call.command {
+                uapi::LIST => offset_of!(List, seeds),
+                uapi::OPEN => offset_of!(Open, descriptor),
+                _ => continue,
+            };
+            let address = call.argument()[at..at + size_of::<u64>()].try_into();
+            let address = u64::from_le_bytes(address.unwrap()) as usize;
+            assert!(pointers.may_be_written(address), "{address:#x}");
+            seen += 1;
         }
+        assert!(seen > 10_000);
     }
 }

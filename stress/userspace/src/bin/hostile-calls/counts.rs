@@ -85,6 +85,11 @@ impl Counts {
         }
     }
 
+    /// How many of `most` were begun.
+    pub fn made(&self, most: u64) -> u64 {
+        self.begun.load(Ordering::Relaxed).min(most)
+    }
+
     /// How many have returned, and how many of them did what they were asked.
     pub fn totals(&self) -> (u64, u64) {
         let sum = |outcomes: &[AtomicU64]| -> u64 {

@@ -70,6 +70,13 @@ impl Pointers {
         }
     }
 
+    /// Whether it is in these pages, or in no process's.
+    #[cfg(test)]
+    pub fn may_be_written(&self, address: usize) -> bool {
+        (self.pages..self.pages + 3 * PAGE).contains(&address)
+            || !(PAGE..NO_ADDRESS - PAGE).contains(&address)
+    }
+
     fn write(&self, to: usize, bytes: &[u8]) {
         debug_assert!(to >= self.pages && to + bytes.len() <= self.pages + PAGE);
         // SAFETY: `to` lies in the first page, as callers see to; what else is there is bytes that nobody refers to.
