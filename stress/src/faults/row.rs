@@ -46,7 +46,7 @@ pub(super) struct FloodFigures {
     pub(super) seed: u32,
     /// Which flood of the scenario this was, from 1: those before it said nothing, as the machine became slower under them.
     pub(super) round: u32,
-    /// Median requests/s of the honest client.
+    /// Median requests/s of the honest client: before the flood, or before an earlier one of the scenario if that is more.
     pub(super) before_per_s: f64,
     pub(super) during_per_s: f64,
     pub(super) after_per_s: f64,
