@@ -169,9 +169,7 @@ void *mitosis_page_address(struct page *page);
 void mitosis_page_get(struct page *page);
 void mitosis_page_put(struct page *page);
 
-/* link.c: reliable connections and READ. */
-#define MITOSIS_READ_PAGES 16
-
+/* link.c: reliable connections. */
 struct mitosis_link_request {
 	struct ib_device *device;
 	u32 port_num;
@@ -197,6 +195,9 @@ struct mitosis_link_listener *mitosis_link_listen(u16 service_port,
 				    struct mitosis_link *),
 		void *context, int *error);
 void mitosis_link_unlisten(struct mitosis_link_listener *listener);
+
+/* work.c: READs, and what others may READ. */
+#define MITOSIS_READ_PAGES 16
 
 struct mitosis_read;
 struct mitosis_read *mitosis_read_create(struct ib_device *device);

@@ -5,7 +5,7 @@ use mitosis_core::wire::HEADER_LEN;
 use rand_xoshiro::rand_core::RngCore;
 use rand_xoshiro::Xoshiro256StarStar;
 
-use super::noise;
+use super::draw;
 
 include!(concat!(env!("OUT_DIR"), "/corpus.rs"));
 
@@ -43,7 +43,7 @@ pub fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8], epoch: u32) -> 
     for _ in 0..random.next_u32() % 4 {
         let at = random.next_u32() as usize % len.max(1);
         match random.next_u32() % 8 {
-            0 => noise::flip(random, bytes, len),
+            0 => draw::flip(random, bytes, len),
             1 => put(bytes, at, &[random.next_u32() as u8]),
             2 => {
                 let edge = EDGES.get(random.next_u32() as usize % EDGES.len());
@@ -65,7 +65,7 @@ pub fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8], epoch: u32) -> 
                 len = (at + rest.len()).min(bytes.len());
             }
             6 => {
-                let session = noise::session(random, epoch);
+                let session = draw::session(random, epoch);
                 let names = [session.index, session.generation, session.epoch];
                 for (place, name) in (SESSION_AT..).step_by(4).zip(names) {
                     put(bytes, place, &name.to_le_bytes());

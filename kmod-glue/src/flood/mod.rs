@@ -4,6 +4,7 @@
 //! version, one that repeats an overheard handshake, one whose requests are damaged.
 
 mod corpus;
+mod draw;
 mod line;
 mod noise;
 mod refused;

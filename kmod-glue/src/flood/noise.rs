@@ -4,11 +4,12 @@
 //! server's epoch: that is what its answers say.
 
 use mitosis_core::session::{RequestId, SessionId};
-use mitosis_core::wire::{Connect, Datagram, Message, Part, HEADER_LEN};
+use mitosis_core::wire::{Connect, Datagram, Message, Part};
 use rand_xoshiro::rand_core::{RngCore, SeedableRng};
 use rand_xoshiro::Xoshiro256StarStar;
 
 use super::corpus;
+use super::draw;
 use super::line::Failure;
 use crate::cm::Route;
 use crate::devices::Devices;
@@ -139,7 +140,7 @@ impl Source {
     /// The next one. Returns its length.
     fn write(&mut self, bytes: &mut [u8]) -> usize {
         match self.random.next_u32() % 3 {
-            0 => noise(&mut self.random, bytes),
+            0 => draw::bytes(&mut self.random, bytes),
             1 => {
                 self.mutations += 1;
                 mutate(&mut self.random, bytes, self.epoch)
@@ -152,23 +153,9 @@ impl Source {
     }
 }
 
-/// Random bytes of random length, often about as long as a header.
-fn noise(random: &mut Xoshiro256StarStar, bytes: &mut [u8]) -> usize {
-    let most = match random.next_u32() % 4 {
-        0 => bytes.len(),
-        1 => HEADER_LEN,
-        _ => HEADER_LEN * 2,
-    };
-    let len = (random.next_u32() as usize % (most + 1)).min(bytes.len());
-    if let Some(bytes) = bytes.get_mut(..len) {
-        random.fill_bytes(bytes);
-    }
-    len
-}
-
 /// A well-formed message with up to four bits flipped.
 fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8], epoch: u32) -> usize {
-    let session = session(random, epoch);
+    let session = draw::session(random, epoch);
     let request = RequestId(u64::from(random.next_u32() % 100_000));
     let (session, request, message) = match random.next_u32() % 6 {
         0 => {
@@ -213,31 +200,8 @@ fn mutate(random: &mut Xoshiro256StarStar, bytes: &mut [u8], epoch: u32) -> usiz
         message,
     };
     let len = datagram.emit(bytes).unwrap_or(0);
-    flip(random, bytes, len);
+    draw::flip(random, bytes, len);
     len
-}
-
-/// The name of a session that may well be somebody's.
-pub fn session(random: &mut Xoshiro256StarStar, epoch: u32) -> SessionId {
-    SessionId {
-        index: random.next_u32() % 1_100,
-        generation: 1 + random.next_u32() % 4,
-        epoch: if random.next_u32() & 1 == 1 {
-            epoch
-        } else {
-            random.next_u32()
-        },
-    }
-}
-
-/// Flips up to four of the first `len` bytes' bits.
-pub fn flip(random: &mut Xoshiro256StarStar, bytes: &mut [u8], len: usize) {
-    for _ in 0..random.next_u32() % 5 {
-        let bit = random.next_u32() as usize % (len * 8).max(1);
-        if let Some(byte) = bytes.get_mut(bit / 8) {
-            *byte ^= 1 << (bit % 8);
-        }
-    }
 }
 
 /// Takes in the server's answers. Those to a Connect say its epoch, which any client learns.

@@ -2,7 +2,7 @@
 
 use mitosis_core::sync::gauge::Gauge;
 
-use super::prepare::Refusal;
+use super::refusal::Refusal;
 use crate::errno::Errno;
 use crate::lock::{Mutex, Shared};
 use crate::memory::Table;

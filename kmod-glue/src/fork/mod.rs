@@ -29,6 +29,7 @@ pub mod memory;
 pub mod prepare;
 pub mod process;
 mod recent;
+pub mod refusal;
 pub mod resume;
 pub mod seed;
 pub mod seeds;

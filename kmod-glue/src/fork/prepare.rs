@@ -11,46 +11,19 @@ use super::clients::Client;
 use super::ffi::{self, vma_flag};
 use super::memory::Memory;
 use super::recent::Recent;
-use super::seed::{Name, Seed};
-use super::seeds::{Origin, Reserved, Title};
+use super::refusal::Refusal;
+use super::seed::{Name, Origin, Seed, Title};
+use super::seeds::Reserved;
 use super::Fork;
 use crate::errno::Errno;
 use crate::lock::Shared;
-use crate::log::{Line, Part};
+use crate::log::Part;
 use crate::memory::Table;
 use crate::thread::now_ns;
 use mitosis_core::uapi::{self, refused};
 
 /// First try for a descriptor's length: a small program's fits.
 const FIRST_LEN: usize = 16 << 10;
-
-/// What a process is refused for.
-#[derive(Clone, Copy, Default)]
-pub struct Refusal {
-    /// One of [`refused`].
-    pub reason: u32,
-    /// An address or a file descriptor.
-    pub at: u64,
-}
-
-impl Part for Refusal {
-    fn put(&self, line: &mut Line) {
-        match self.reason {
-            refused::SHARED_MEMORY => "a writable shared mapping",
-            refused::DEVICE_MEMORY => "a mapping of a device",
-            refused::HUGETLB => "explicit huge pages",
-            refused::TOO_MANY_VMAS => "too many mappings or files",
-            refused::TOO_LARGE => "a descriptor too long",
-            refused::FILE => "an open file",
-            refused::THREADS => "more than one thread",
-            _ => "a state that no child can have",
-        }
-        .put(line);
-        " (at ".put(line);
-        self.at.put(line);
-        ")".put(line);
-    }
-}
 
 /// Why a process did not become a seed.
 pub enum Failure {

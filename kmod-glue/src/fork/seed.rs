@@ -10,7 +10,6 @@ use zerocopy::byteorder::little_endian::{U32, U64};
 use super::link::{Region, Visitor};
 use super::memory::Memory;
 use super::recent::Recent;
-use super::seeds::{Lease, Origin, Title};
 use crate::errno::Errno;
 use crate::lock::Mutex;
 use crate::memory::{Table, PAGE_LEN};
@@ -211,6 +210,43 @@ impl Seed {
             .copy_page(number, to)
             .map_err(|_| Status::NoSuchPlace)
     }
+}
+
+/// How long a seed lives.
+#[derive(Clone, Copy)]
+pub struct Lease {
+    /// When it ends by itself; `u64::MAX` for never.
+    pub until_ns: u64,
+    /// Whether it outlives its owner.
+    pub leased: bool,
+}
+
+impl Lease {
+    /// As long as its owner.
+    pub const NONE: Lease = Lease {
+        until_ns: u64::MAX,
+        leased: false,
+    };
+}
+
+/// By what those who make a seed know it before it has a name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The file of `/dev/mitosis` that it is made through.
+    pub owner: u64,
+    /// Drawn by its parent.
+    pub token: u64,
+}
+
+/// What a seed is called.
+#[derive(Clone, Copy)]
+pub struct Title {
+    /// Place in the table.
+    pub id: u32,
+    /// Which of the place's seeds.
+    pub generation: u32,
+    /// Who knows it may resume the seed.
+    pub capability: [u8; 16],
 }
 
 /// What a seed goes by.

@@ -7,7 +7,7 @@ use mitosis_core::wire::fork::{SeedName, Status};
 use subtle::ConstantTimeEq;
 
 use super::process::Process;
-use super::seed::Seed;
+use super::seed::{Lease, Origin, Seed, Title};
 use crate::errno::Errno;
 use crate::lock::{Mutex, Shared};
 use crate::memory::Table;
@@ -15,43 +15,6 @@ use crate::thread::random;
 
 /// Seeds that a machine keeps: each is a process, and a machine has some tens of thousands of those at most.
 const MAX_SEEDS: usize = 1024;
-
-/// How long a seed lives.
-#[derive(Clone, Copy)]
-pub struct Lease {
-    /// When it ends by itself; `u64::MAX` for never.
-    pub until_ns: u64,
-    /// Whether it outlives its owner.
-    pub leased: bool,
-}
-
-impl Lease {
-    /// As long as its owner.
-    pub const NONE: Lease = Lease {
-        until_ns: u64::MAX,
-        leased: false,
-    };
-}
-
-/// By what those who make a seed know it before it has a name.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// The file of `/dev/mitosis` that it is made through.
-    pub owner: u64,
-    /// Drawn by its parent.
-    pub token: u64,
-}
-
-/// What a seed is called.
-#[derive(Clone, Copy)]
-pub struct Title {
-    /// Place in the table.
-    pub id: u32,
-    /// Which of the place's seeds.
-    pub generation: u32,
-    /// Who knows it may resume the seed.
-    pub capability: [u8; 16],
-}
 
 /// Whether whoever asks by this name may resume the seed with this capability.
 pub fn entitles(name: &SeedName, capability: &[u8; 16]) -> bool {
