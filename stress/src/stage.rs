@@ -15,7 +15,8 @@ use crate::klog::watch::Watch;
 use crate::parameters;
 use crate::progress::Progress;
 use crate::report::{ClusterInfo, Report};
-use crate::run::{self, Deadlines, Inspected, Plan};
+use crate::run::plan::{Deadlines, Plan};
+use crate::run::{self, Inspected};
 use crate::settings::{Assignments, Machines, Settings};
 use crate::template::{RunPass, Template};
 

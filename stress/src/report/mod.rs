@@ -10,7 +10,7 @@ use crate::cluster::vm::Accel;
 use crate::cluster::Role;
 use crate::klog::audit::{Finding, Kind};
 use crate::klog::lines::Latency;
-use crate::run::Plan;
+use crate::run::plan::Plan;
 use crate::template::Counts;
 
 pub mod table;

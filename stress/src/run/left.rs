@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::Plan;
+use super::plan::Plan;
 use crate::cluster::shell::Limit;
 use crate::cluster::Host;
 use crate::klog::audit::Kind;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Plan, Prepared};
+use super::plan::Plan;
+use super::Prepared;
 use crate::cluster::shell::quote;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::klog::audit::{Finding, Kind};

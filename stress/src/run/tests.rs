@@ -8,9 +8,10 @@ use std::time::Duration;
 
 mod containers;
 
+use super::plan::Deadlines;
 use super::*;
 use crate::cluster::{Fallen, Role};
-use crate::klog::watch::{Patience, Waited};
+use crate::klog::watch::{LookForFallen, Patience, Waited};
 use crate::modules::tests::module_for;
 use crate::report::Verdict;
 use crate::template::{RunPass, Template};

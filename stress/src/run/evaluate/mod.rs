@@ -6,7 +6,7 @@ pub(crate) mod requests;
 use mitosis_core::histogram::Histogram;
 
 use super::passes::Reached;
-use super::Plan;
+use super::plan::Plan;
 use crate::klog::lines::Latency;
 use crate::klog::watch::Watch;
 use crate::report::Report;

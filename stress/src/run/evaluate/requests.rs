@@ -9,7 +9,7 @@ use crate::klog::lines::{Latency, Total};
 use crate::klog::watch::Watch;
 use crate::report::{Figures, HostFigures, Report, Requests};
 use crate::run::passes::Reached;
-use crate::run::Plan;
+use crate::run::plan::Plan;
 
 /// Fills `report` with the clients' figures and their sums.
 pub(super) fn evaluate(
