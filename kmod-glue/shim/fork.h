@@ -92,7 +92,6 @@ bool mitosis_task_is_admin(void);
 s32 mitosis_task_number_here(s32 global_pid);
 bool mitosis_task_is_alive(s32 local_pid);
 void mitosis_task_kill_self(void);
-void mitosis_task_hide_from_wait(void);
 struct mm_struct *mitosis_task_mm(void);
 void mitosis_mm_release(struct mm_struct *mm);
 

@@ -317,7 +317,10 @@ bool mitosis_process_is_alive(struct pid *pid)
 	return alive;
 }
 
-/* As mitosis_task_hide_from_wait(). */
+/* A plain wait() of its parent's, the caller, does not see it: it is no child of
+ * the program's. Only while that parent is there: the next one, who may know of
+ * nothing but a plain wait(), gets it with its signal restored.
+ */
 void mitosis_process_hide(struct pid *pid)
 {
 	struct task_struct *task;
@@ -332,12 +335,6 @@ void mitosis_process_hide(struct pid *pid)
 void mitosis_task_kill_self(void)
 {
 	send_sig(SIGKILL, current, 1);
-}
-
-/* A plain wait() of the parent's does not see it: it is no child of the program's. */
-void mitosis_task_hide_from_wait(void)
-{
-	current->exit_signal = 0;
 }
 
 struct mm_struct *mitosis_task_mm(void)

@@ -103,7 +103,8 @@ public:
             }
             else if (what == "unprepare") unprepare();
             else if (what == "compare") compare(number(1));
-            else if (what == "hold") hold();
+            else if (what == "hold") hold(number(0));
+            else if (what == "desert") desert();
             else if (what == "let") let();
             else if (what == "kill") kill_held();
             else if (what == "share") share();
@@ -243,27 +244,47 @@ private:
         say(line.str());
     }
 
-    // As prepare, with a copy that is held up on its way until it is let go.
-    void hold() {
+    // As prepare, with a copy that is held up on its way until it is let go, or, with a lease, until its parent is gone.
+    void hold(std::uint64_t lease_ms) {
+        const std::uint64_t token = begin_copy(lease_ms != 0);
+        if (token == 0) return;
+        const std::uint64_t begun = now_ns();
+        const mitosis_prepare_options options{lease_ms, 0, 0};
+        if (mitosis_await_frozen(token, seed_.pid, &options, &seed_) != 0)
+            throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
+        say_prepared(now_ns() - begun);
+    }
+
+    // A copy that freezes when its parent is gone, which has told nobody of it.
+    void desert() {
+        if (begin_copy(true) != 0) say("deserted: pid=" + std::to_string(seed_.pid));
+    }
+
+    // Forks a copy that waits before it freezes. Its token, and 0 in a child.
+    std::uint64_t begin_copy(bool outlives) {
         int gate[2];
         std::uint64_t token;
-        if (pipe(gate) != 0) fail("pipe");
+        // The device is closed before the gate where the process ends: the copy freezes through a file that nobody else has.
         if (mitosis_token(&token) != 0) throw std::runtime_error(mitosis_error());
-        const std::uint64_t begun = now_ns();
+        if (pipe(gate) != 0) fail("pipe");
         const pid_t pid = fork();
         if (pid < 0) fail("fork");
         if (pid == 0) {
             char word;
             close(gate[1]);
-            if (read(gate[0], &word, 1) != 1 || mitosis_freeze(token, 0, &seed_.child) != 1) _exit(1);
+            const ssize_t got = read(gate[0], &word, 1);
+            if (got < 0 || (got == 0 && !outlives)) _exit(1);
+            if (mitosis_freeze(token, 0, &seed_.child) != 1) {
+                say(std::string("not frozen: ") + mitosis_error());
+                _exit(1);
+            }
             say_begun();
-            return;
+            return 0;
         }
         close(gate[0]);
         gate_ = gate[1];
-        if (mitosis_await_frozen(token, pid, nullptr, &seed_) != 0)
-            throw std::runtime_error(std::string("cannot be prepared: ") + mitosis_error());
-        say_prepared(now_ns() - begun);
+        seed_.pid = pid;
+        return token;
     }
 
     // Lets it go, and where that is its end, waits for it.

@@ -11,8 +11,7 @@ use super::image::Image;
 use super::lost::PageError;
 use super::process::Process;
 use super::refusal::Refusal;
-use super::seed::Seed;
-use super::seed::{Lease, Origin};
+use super::seed::{Lease, Origin, Seed, UNCLAIMED_NS};
 use super::seeds::Announced;
 use super::Fork;
 use crate::devices::Gid;
@@ -22,7 +21,7 @@ use crate::thread::{now_ns, Event};
 use mitosis_core::uapi::{self, OPEN_EAGER, OPEN_PRIVATE, PREPARE_WAIT};
 
 /// How long a parent waits for its child to freeze, unless the child ends before.
-const FREEZE_TIMEOUT_NS: u64 = 60_000_000_000;
+const FREEZE_TIMEOUT_NS: u64 = UNCLAIMED_NS;
 /// How often it looks whether the child is still there.
 const LOOK_NS: u64 = 50_000_000;
 const MS_NS: u64 = 1_000_000;
@@ -124,8 +123,10 @@ fn await_frozen(fork: &Fork, client: &Client, call: &mut uapi::Prepare) -> Resul
             owner: client.number,
             token: call.token,
         };
-        if let Some((_, seed)) = fork.seeds.next(0, |seed| seed.origin == origin) {
-            seed.let_to(lease(call));
+        if let Some(seed) = fork.seeds.claim(origin, lease(call)) {
+            if let Some(copy) = Process::child_of_caller(call.pid) {
+                copy.hide_from_wait();
+            }
             give(call, &seed);
             return Ok(0);
         }

@@ -159,7 +159,6 @@ extern "C" {
     pub fn mitosis_task_number_here(global_pid: i32) -> i32;
     pub fn mitosis_task_is_alive(local_pid: i32) -> bool;
     pub fn mitosis_task_kill_self();
-    pub fn mitosis_task_hide_from_wait();
     pub fn mitosis_task_mm() -> *mut Mm;
     pub fn mitosis_mm_release(mm: *mut Mm);
     pub fn mitosis_process_child(local_pid: i32) -> *mut Pid;

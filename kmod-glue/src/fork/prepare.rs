@@ -139,8 +139,6 @@ fn make(
     let memory = Memory::of_caller(me.pid)?;
     let recent = Recent::of_caller()?;
     let seed = Shared::new(Seed::new(&name, memory, recent, bytes, used)?)?;
-    // SAFETY: the caller is a process of its own, which ends as the seed.
-    unsafe { ffi::mitosis_task_hide_from_wait() };
     reserved.publish(seed.clone())?;
     fork.counters.prepared.add(1);
     fork.clients.wake(client.number);

@@ -26,7 +26,7 @@ impl Process {
         unsafe { ffi::mitosis_process_is_alive(self.0.as_ptr()) }
     }
 
-    /// A plain `wait()` of its parent's does not see it from here on.
+    /// A plain `wait()` does not see it from here on, while its parent, the caller, is there.
     pub fn hide_from_wait(&self) {
         // SAFETY: `self` holds a reference.
         unsafe { ffi::mitosis_process_hide(self.0.as_ptr()) }

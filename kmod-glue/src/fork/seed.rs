@@ -15,6 +15,9 @@ use crate::lock::Mutex;
 use crate::memory::{Table, PAGE_LEN};
 use crate::thread::{now_ns, Event};
 
+/// How long a seed is there that no parent claims: as long as a parent waits for its copy to freeze.
+pub const UNCLAIMED_NS: u64 = 60_000_000_000;
+
 /// One chunk that is registered.
 struct Registered {
     chunk: u64,
@@ -49,7 +52,7 @@ pub struct Seed {
     pub wake: Event,
     /// Whether it is to end.
     pub released: Stop,
-    /// When it ends by itself; `u64::MAX` for never.
+    /// When it ends by itself; `u64::MAX` for never, which a parent has to ask for.
     pub lease_until_ns: Gauge,
     /// Whether it outlives its owner.
     pub leased: Gauge,
@@ -78,6 +81,7 @@ impl Seed {
         let chunks = Descriptor::parse(bytes)
             .map_err(|_| Errno::INVALID)?
             .chunk_count();
+        let born_ns = now_ns();
         Ok(Seed {
             id: name.title.id,
             generation: name.title.generation,
@@ -88,9 +92,9 @@ impl Seed {
             comm: name.comm,
             wake: Event::new()?,
             released: Stop::new(),
-            lease_until_ns: Gauge::new(u64::MAX),
+            lease_until_ns: Gauge::new(born_ns.saturating_add(UNCLAIMED_NS)),
             leased: Gauge::new(0),
-            born_ns: now_ns(),
+            born_ns,
             opened: Tally::new(),
             recent,
             memory,
@@ -131,10 +135,12 @@ impl Seed {
         (all.count(), pages)
     }
 
-    /// Gives it another life than that of its owner, or leaves it that.
+    /// Its parent claims it, and gives it a lease, or the life of its owner, or leaves it the lease that it has.
     pub fn let_to(&self, lease: Lease) {
         if lease.leased {
             self.leased.set(1);
+        }
+        if lease.leased || self.leased.value() == 0 {
             self.lease_until_ns.set(lease.until_ns);
             self.wake.signal();
         }

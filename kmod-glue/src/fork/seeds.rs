@@ -119,6 +119,7 @@ impl Seeds {
             let generation = place.generation;
             match &mut place.held {
                 Held::Seed(seed) if seed.origin == origin => {
+                    process.hide_from_wait();
                     seed.let_to(lease);
                     return Ok(Announced::There(seed.clone()));
                 }
@@ -188,6 +189,15 @@ impl Seeds {
             capability: coming.capability,
         };
         Ok(Reserved { seeds: self, title })
+    }
+
+    /// For a parent that waits for its copy: the seed, if it is there.
+    pub fn claim(&self, origin: Origin, lease: Lease) -> Option<Shared<Seed>> {
+        let places = self.places.lock();
+        let mut all = places.iter().filter_map(Place::seed);
+        let seed = all.find(|seed| seed.origin == origin)?;
+        seed.let_to(lease);
+        Some(seed.clone())
     }
 
     fn with<R>(&self, id: u32, f: impl FnOnce(&mut Place) -> R) -> Option<R> {
@@ -337,7 +347,9 @@ impl Reserved<'_> {
             if coming.called_off {
                 return Err(Errno::CANCELED);
             }
-            seed.let_to(coming.lease);
+            if coming.announced.is_some() {
+                seed.let_to(coming.lease);
+            }
             place.held = Held::Seed(seed);
             Ok(())
         });

@@ -31,7 +31,9 @@ const PROGRAMS: [&str; 4] = [walker::PROGRAM, "mitosis-lean", "mitosis", faults:
 const PARENT: usize = 0;
 
 /// Says what is left, once what ends by itself has ended.
-const LEFT: &str = "i=0; until ./mitosis-lean left 2>/tmp/left; do i=$((i+1)); \
+const LEFT: &str =
+    "left() { ./mitosis-lean left && ! grep -s '(fork-walker) Z' /proc/[0-9]*/stat; }; \
+     i=0; until left >/tmp/left 2>&1; do i=$((i+1)); \
      [ $i -lt 100 ] || { cat /tmp/left >&2; exit 1; }; usleep 100000; done";
 
 /// A cluster whose machines can fork.

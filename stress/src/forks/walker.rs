@@ -247,6 +247,15 @@ impl Walker {
         self.prepare_by(watch, "hold")
     }
 
+    /// Becomes a parent whose copy does not freeze before the parent's end, and has a lease.
+    pub fn hold_to_the_end(
+        &mut self,
+        watch: &mut Watch<'_>,
+        lease: Duration,
+    ) -> Result<(SeedName, Answer)> {
+        self.prepare_by(watch, &format!("hold {}", lease.as_millis()))
+    }
+
     fn prepare_by(&mut self, watch: &mut Watch<'_>, line: &str) -> Result<(SeedName, Answer)> {
         let answer = self.ask(watch, line, "prepared")?;
         let seed = SeedName {

@@ -103,12 +103,13 @@ impl Forks<'_> {
         self.begin_walk(watch, &mut near, "read")?;
         let since = Instant::now();
         self.cut(true)?;
-        self.stay_cut(watch, since, second)?;
+        self.stay_cut(watch, Instant::now(), second)?;
         near.walked(watch, "read")?;
         far.walked(watch, "read")?;
         let silence = near.longest_silence(watch, since);
+        // Its last line before the cut may come late.
         ensure!(
-            silence >= second * 9 / 10,
+            silence >= second / 2,
             "the child was never silent for longer than {} ms: the cut did not take place",
             silence.as_millis()
         );

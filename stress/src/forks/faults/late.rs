@@ -1,4 +1,4 @@
-//! Preparing does not wait for the copy: who opens the seed does.
+//! Preparing does not wait for the copy: who opens the seed does. The parent may be gone when the copy freezes.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,10 @@ use crate::klog::watch::Watch;
 use crate::scene::{run_to_end, STEP};
 
 const NEAR: usize = 1;
+/// More than a scenario takes.
+const LEASE: Duration = Duration::from_secs(600);
+/// How long a seed is there that nobody claims: docs/fork.md §2.2.
+const UNCLAIMED: Duration = Duration::from_secs(60);
 /// By the wait status of the copy.
 const BY_SIGKILL: u64 = KILLED - 128;
 
@@ -28,6 +32,44 @@ impl Forks<'_> {
         );
         row.scenario.told.push(format!("{refusal}"));
         parent.end(watch)
+    }
+
+    /// The copy freezes when its parent is gone: with a lease, it serves its children and ends as any other seed.
+    pub(super) fn outlived(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
+        let secret = u64::from(rand::random::<u32>());
+        let mut parent = Walker::start(watch, self.site.hosts(), PARENT, 4, secret, true)?;
+        let (seed, _) = parent.hold_to_the_end(watch, LEASE)?;
+        let mut child = self.opening(watch, &seed)?;
+        parent.end(watch)?;
+        child.hear(watch, "begun", WALK)?;
+        child.walk(watch, "read")?;
+        child.end(watch)?;
+        row.verified += 1;
+        let command = self.site.hosts()[PARENT].path("mitosis");
+        let name = format!("{}.{}", seed.id, seed.generation);
+        run_to_end(watch, PARENT, &format!("{command} unprepare {name}"), STEP)
+    }
+
+    /// The copy freezes when its parent is gone, which has not said what is to become of it: it is not there for ever.
+    pub(super) fn unclaimed(&self, watch: &mut Watch<'_>, row: &mut Row) -> Result<()> {
+        let secret = u64::from(rand::random::<u32>());
+        let mut parent = Walker::start(watch, self.site.hosts(), PARENT, 4, secret, true)?;
+        let deserted = parent.ask(watch, "desert", "deserted")?;
+        parent.end(watch)?;
+        let since = Instant::now();
+        // Its new parent says nothing of its end.
+        let gone = format!(
+            "while [ -e /proc/{} ]; do usleep 100000; done",
+            deserted.number("pid")?
+        );
+        run_to_end(watch, PARENT, &gone, UNCLAIMED + STEP)?;
+        let after = since.elapsed();
+        ensure!(
+            after > UNCLAIMED / 2,
+            "a copy of which nobody had been told did not freeze: it ended after {after:?}"
+        );
+        row.lose(since);
+        Ok(())
     }
 
     /// A child that has begun to open the seed.

@@ -153,6 +153,12 @@ fn plans<'s>() -> Vec<Plan<'s>> {
         plan("debuggers, core files and exec", true, Forks::observed),
         plan("what is refused", true, Forks::refused),
         plan("a copy that freezes late, or never", true, Forks::late),
+        plan(
+            "a copy that freezes after its parent's end",
+            true,
+            Forks::outlived,
+        ),
+        plan("a copy that nobody claims", false, Forks::unclaimed),
         plan("a hostile machine's descriptors", true, Forks::hostile),
         plan("another cluster key", true, Forks::other_key),
         plan("cycles of fork, proof and exit", false, Forks::cycles),
