@@ -87,6 +87,11 @@ forks() {
         CLIENTS=1 run_secs=5
 }
 
+# Of the other kernel than the runs before it.
+fork_faults() {
+    $cargo run --quiet --locked --package mitosis-stress -- fork-faults --short --only "revoked,a copy that,refused" KERNEL=6.1
+}
+
 attack() {
     $cargo run --quiet --locked --package mitosis-stress -- attack --short --only calls KERNEL=6.12
 }
@@ -111,6 +116,7 @@ step "a short run on 6.12, with checksums" checksums
 step "faults on 6.12, in short" faults --short
 step "processes and modules on 6.12, in short" interop
 step "forks into lean containers on 6.12, in short" forks
+step "faults under forks on 6.1, in short" fork_faults
 step "bad calls on 6.12, in short" attack
 
 step "each fuzz target for 20 s" fuzz/all.sh 20s

@@ -314,10 +314,11 @@ impl Walker {
         watch.said(self.task)
     }
 
-    /// The longest time between two of its lines since `since`.
+    /// The longest time since `since` in which it said nothing, up to its last line.
     pub fn longest_silence(&self, watch: &Watch<'_>, since: Instant) -> Duration {
         let said = self.said(watch).iter().map(|line| line.at);
-        let times: Vec<Instant> = said.filter(|at| *at >= since).collect();
+        let after = said.filter(|at| *at >= since);
+        let times: Vec<Instant> = std::iter::once(since).chain(after).collect();
         let between = times.windows(2).map(|pair| pair[1] - pair[0]);
         between.max().unwrap_or_default()
     }

@@ -109,7 +109,7 @@ impl Forks<'_> {
         let silence = near.longest_silence(watch, since);
         // Its last line before the cut may come late.
         ensure!(
-            silence >= second / 2,
+            silence >= second * 3 / 4,
             "the child was never silent for longer than {} ms: the cut did not take place",
             silence.as_millis()
         );
