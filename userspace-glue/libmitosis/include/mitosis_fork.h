@@ -63,7 +63,10 @@ int mitosis_await_frozen(uint64_t token, int32_t pid,
 			 const struct mitosis_prepare_options *options,
 			 struct mitosis_seed *seed);
 
-/* Ends a seed. Only id is looked at if pid is 0. */
+/*
+ * Ends a seed, and waits for its process, also where it fails with ENOENT because its lease is over. Only id is
+ * looked at if pid is 0.
+ */
 int mitosis_unprepare(const struct mitosis_seed *seed);
 
 /* Fills in as many as there is room for; returns how many there are. */
