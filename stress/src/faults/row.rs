@@ -44,25 +44,16 @@ pub(super) struct FloodFigures {
     #[serde(flatten)]
     pub(super) sent: Flood,
     pub(super) seed: u32,
-    /// Which flood of the scenario this was, from 1: those before it said nothing, as the machine became slower under them.
+    /// Which flood of the scenario this was, from 1: after those before it the client was slower.
     pub(super) round: u32,
-    /// Median requests/s of the honest client: before the flood, or before an earlier one of the scenario if that is more.
+    /// Median requests/s of the honest client.
     pub(super) before_per_s: f64,
     pub(super) during_per_s: f64,
     pub(super) after_per_s: f64,
-    /// With a server that was loaded anew, where it was slower after the flood than before.
+    /// On machines that were booted anew after the flood, where it was slower than before.
     pub(super) fresh_per_s: Option<f64>,
     /// What the server's kernel log got meanwhile.
     pub(super) server_lines: usize,
-}
-
-/// What a flood did to the server's speed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speed {
-    AsBefore,
-    Slower,
-    /// It is slower, and so is a server that was never flooded.
-    Unknown,
 }
 
 /// Without a flood, windows of five seconds under emulation differ by a tenth.
@@ -71,15 +62,10 @@ pub(super) fn as_before(after_per_s: f64, before_per_s: f64) -> bool {
 }
 
 impl FloodFigures {
-    pub(super) fn speed(&self) -> Speed {
-        let fresh_too = |fresh_per_s| !as_before(fresh_per_s, self.before_per_s);
-        if as_before(self.after_per_s, self.before_per_s) {
-            Speed::AsBefore
-        } else if self.fresh_per_s.is_some_and(fresh_too) {
-            Speed::Unknown
-        } else {
-            Speed::Slower
-        }
+    /// Whether the client is as fast after the flood as before it, or as on machines that know of none.
+    pub(super) fn is_over(&self) -> bool {
+        let is_as = |other_per_s| as_before(self.after_per_s, other_per_s);
+        is_as(self.before_per_s) || self.fresh_per_s.is_some_and(is_as)
     }
 }
 
@@ -91,7 +77,7 @@ impl fmt::Display for FloodFigures {
             self.before_per_s, self.during_per_s, self.after_per_s
         )?;
         if let Some(fresh_per_s) = self.fresh_per_s {
-            write!(f, ", with a server loaded anew {fresh_per_s}")?;
+            write!(f, ", on machines booted anew {fresh_per_s}")?;
         }
         Ok(())
     }
@@ -298,13 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn a_flooded_server_is_as_fast_as_before_or_slower_unless_the_machine_is() {
-        assert_eq!(flood(1000.0, 800.0, None).speed(), Speed::AsBefore);
-        assert_eq!(flood(1000.0, 799.0, None).speed(), Speed::Slower);
-        assert_eq!(flood(1000.0, 799.0, Some(800.0)).speed(), Speed::Slower);
-        assert_eq!(flood(1000.0, 799.0, Some(799.0)).speed(), Speed::Unknown);
-        // Whatever the machine did: as fast as before is as fast as before.
-        assert_eq!(flood(1000.0, 900.0, Some(100.0)).speed(), Speed::AsBefore);
+    fn a_flood_is_over_where_the_client_is_as_fast_as_without_one() {
+        assert!(flood(1000.0, 800.0, None).is_over());
+        assert!(!flood(1000.0, 799.0, None).is_over());
+        // What is below the machines has become slower, or has not.
+        assert!(flood(1000.0, 700.0, Some(800.0)).is_over());
+        assert!(!flood(1000.0, 700.0, Some(900.0)).is_over());
     }
 
     #[test]
@@ -315,7 +300,7 @@ mod tests {
         assert_eq!(
             row.to_string(),
             "ok     a flood (1.0 s): requests 0, requests/s 0, errors 0, flood/s 2000, rejected 0, honest requests/s \
-             before 1000, during 400, after 700, with a server loaded anew 650, server's log lines 3"
+             before 1000, during 400, after 700, on machines booted anew 650, server's log lines 3"
         );
     }
 
