@@ -338,6 +338,31 @@ fn twenty_thousand_sessions_are_served_and_refused_in_bounded_time() {
 }
 
 #[test]
+fn a_connect_without_room_for_its_answer_opens_nothing() {
+    let mut sessions = [Session::new()];
+    let mut slots = [ServerSlot::new()];
+    let mut server = Server::new(SERVER, &mut sessions, &mut slots);
+    let connect = connect_datagram(1);
+    for len in [0, ANSWER_LEN - 1] {
+        let action = server.handle_datagram(0, 7, &connect, &mut vec![0; len]);
+        assert_eq!(action, Action::Ignore(Rejected::NoRoom), "{len}");
+    }
+    assert_eq!((server.live_sessions(), server.counters().no_room), (0, 2));
+    // More room than it takes is as good.
+    let action = server.handle_datagram(0, 7, &connect, &mut [0; ANSWER_LEN + 1]);
+    assert!(
+        matches!(
+            action,
+            Action::Answer {
+                opened: Some(_),
+                ..
+            }
+        ),
+        "{action:?}"
+    );
+}
+
+#[test]
 fn half_open_sessions_of_a_peer_are_few() {
     let mut sessions = vec![Session::new(); 100];
     let mut slots = vec![ServerSlot::new(); 100];
