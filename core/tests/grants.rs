@@ -2,7 +2,7 @@
 
 use crate::messages::bytes;
 use crate::network::{client_config, is_reply, Network, ECHO, SERVER};
-use mitosis_core::rpc::client::{ClientConfig, Event};
+use mitosis_core::rpc::client::{CallError, ClientConfig, Event};
 use mitosis_core::rpc::server::ServerConfig;
 use mitosis_core::wire::{ErrorCode, MAX_MESSAGE};
 
@@ -23,6 +23,11 @@ fn grants_are_what_both_ends_can() {
         (granted.datagram_len, granted.max_message_len),
         (1024, 4000)
     );
+    // What was not granted has a place in the client's memory, and no call.
+    for slot in [4, 7] {
+        let call = network.peers[place].client.call(0, slot, ECHO, 0);
+        assert_eq!(call, Err(CallError::NoSuchSlot { slot, slots: 4 }));
+    }
     // The second finds what was kept for it, and it works.
     let second = network.add_client();
     assert_eq!(network.connect(second), [Event::Connected]);
