@@ -17,9 +17,6 @@ const WINDOW: usize = 5;
 /// How many windows after the flood may pass until one is as good as before: these machines share their processors with
 /// whatever else runs beside them. What a flood broke for good, no window mends.
 const WINDOWS: usize = 4;
-/// How often a flood is made, on machines booted anew, until one has left nothing behind: what else runs beside them may slow
-/// down one of the measurements and not the other. What a flood breaks for good, it breaks each time.
-const ROUNDS: u32 = 3;
 /// Most lines that a server may say about a flood, and one more for each minute of it: of what it refuses it tells after twice
 /// as long each time, and once a minute in the end.
 const MOST_LINES: usize = 20;
@@ -31,35 +28,19 @@ const CLIENT_RUNNING_SECS: u64 = 86_400;
 impl Faults<'_> {
     pub(super) fn flood(&mut self, row: &mut Row, datagrams: u32, seed: u32) -> Result<()> {
         self.bring(self.stranger(), FLOOD)?;
-        let blank = row.clone();
-        for round in 1.. {
-            let mut figures = self.flood_once(row, datagrams, seed, round)?;
-            if !figures.is_over() {
-                figures.fresh_per_s = Some(self.on_fresh_machines()?);
-                row.flood = Some(figures);
-            }
-            if figures.is_over() {
-                break;
-            }
-            ensure!(
-                round < ROUNDS,
-                "the honest client is slower after the flood than before: {figures}"
-            );
-            let again =
-                format!("slower after the flood than before, which is made again: {figures}");
-            self.setting.progress.step(&again);
-            *row = blank.clone();
+        let mut figures = self.flood_once(row, datagrams, seed)?;
+        if !figures.is_over() {
+            figures.fresh_per_s = Some(self.on_fresh_machines()?);
+            row.flood = Some(figures);
         }
+        ensure!(
+            figures.is_over(),
+            "the honest client is slower after the flood than before: {figures}"
+        );
         Ok(())
     }
 
-    fn flood_once(
-        &mut self,
-        row: &mut Row,
-        datagrams: u32,
-        seed: u32,
-        round: u32,
-    ) -> Result<FloodFigures> {
+    fn flood_once(&mut self, row: &mut Row, datagrams: u32, seed: u32) -> Result<FloodFigures> {
         let stranger = self.stranger();
         let arguments = format!("play=noise datagrams={datagrams} seed={seed}");
         watched(self.stage, self.stage.hosts(), None, |watch| {
@@ -101,7 +82,6 @@ impl Faults<'_> {
             let figures = FloodFigures {
                 sent,
                 seed,
-                round,
                 before_per_s,
                 // A short flood may lie between two of the client's lines.
                 during_per_s: if during_per_s.is_nan() {

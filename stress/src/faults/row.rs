@@ -44,8 +44,6 @@ pub(super) struct FloodFigures {
     #[serde(flatten)]
     pub(super) sent: Flood,
     pub(super) seed: u32,
-    /// Which flood of the scenario this was, from 1: after those before it the client was slower.
-    pub(super) round: u32,
     /// Median requests/s of the honest client.
     pub(super) before_per_s: f64,
     pub(super) during_per_s: f64,
@@ -192,9 +190,6 @@ impl fmt::Display for Row {
                 ", flood/s {per_s}, rejected {}, {flood}, server's log lines {}",
                 self.rejected, flood.server_lines
             )?;
-            if flood.round > 1 {
-                write!(figures, ", in round {}", flood.round)?;
-            }
         }
         self.scenario.write(f, &figures)
     }
@@ -274,7 +269,6 @@ mod tests {
         FloodFigures {
             sent,
             seed: 1,
-            round: 1,
             before_per_s,
             during_per_s: 400.0,
             after_per_s,

@@ -107,9 +107,8 @@ impl Forks<'_> {
         near.walked(watch, "read")?;
         far.walked(watch, "read")?;
         let silence = near.longest_silence(watch, since);
-        // Its last line before the cut may come late.
         ensure!(
-            silence >= second * 3 / 4,
+            silence >= second * 9 / 10,
             "the child was never silent for longer than {} ms: the cut did not take place",
             silence.as_millis()
         );
